@@ -1,0 +1,190 @@
+"""What is installed and what really works here, and the set-up of a hosted notebook.
+
+Only the standard library is imported at the top: this has to run where packages are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from . import base
+from .errors import StylenbError
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+# For building and testing the course; a hosted notebook brings its own Jupyter, best left alone.
+_WORKSHOP = {"jupyterlab", "ipykernel", "jupytext", "nbconvert", "nbmake", "pytest"}
+# Never moved by an installation: the kernel may hold them already, and torch fits the GPU.
+_FIXED = ("torch", "torchvision", "torchaudio", "numpy")
+# Distributions that another one may stand in for, by the module that they provide.
+_MODULES = {"opencv-python-headless": "cv2"}
+_TORCH_ADVICE = "install both anew in one command, pip install --force-reinstall torch torchvision"
+
+
+def hosted() -> str | None:
+    """ "Kaggle", "Colab", or None on a machine of one's own."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return "Kaggle"
+    return "Colab" if os.environ.get("COLAB_RELEASE_TAG") else None
+
+
+def install_missing() -> list[str]:
+    """Install with pip what requirements.txt asks for and this Python lacks; return those lines.
+
+    Never touches a torch, torchvision or numpy that is there, and leaves out the tools for
+    building and testing the course on Kaggle and Colab. Nothing to do takes no time and no
+    network. Raises StylenbError if pip fails.
+    """
+    wanted = [line for name, line, state in _requirements() if state and not _skip(name)]
+    if not wanted:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = Path(folder) / "fixed.txt"
+        pins = [f"{name}=={version}" for name in _FIXED if (version := _version(name))]
+        fixed.write_text("\n".join(pins) + "\n", encoding="utf-8")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(fixed)]
+        done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "ERROR" in line]
+        raise StylenbError(
+            f"pip could not install {', '.join(wanted)} "
+            f"({(errors or ['no message'])[-1].removeprefix('ERROR: ')}): switch the internet on "
+            "(on Kaggle: Settings, Internet) and run the cell again."
+        )
+    importlib.invalidate_caches()
+    return wanted
+
+
+def report() -> str:
+    """A table of what matters when something does not work, one line each."""
+    rows = [
+        ("Python", f"{platform.python_version()} at {sys.executable}"),
+        (
+            "Platform",
+            f"{hosted() or 'local'}, {platform.platform(terse=True)}, {os.cpu_count()} CPU cores",
+        ),
+    ]
+    for name, line, state in _requirements():
+        rows.append((name, f"{_version(name) or 'missing'}{f'  ({state}: {line})' * bool(state)}"))
+    rows.append(("torch + torchvision", _torch_pair()))
+    rows += _device()
+    rows.append(("Base 'pocket'", _pocket()))
+    rows.append(("Base 'sd15'", _sd15()))
+    styles = sorted(path.stem for path in (base.DATA / "loras").glob("*.safetensors"))
+    rows.append(("Styles", ", ".join(styles) or f"none in {base.DATA / 'loras'}"))
+    rows.append(("Free disk here", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _requirements() -> list[tuple[str, str, str]]:
+    """(distribution, its line of requirements.txt, "" or "missing" or "too old")."""
+    try:
+        text = REQUIREMENTS.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StylenbError(
+            f"{REQUIREMENTS} cannot be read: use stylenb from a clone of the whole repository."
+        ) from error
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [
+        (name := re.split(r"[<>=!~ ;\[]", line)[0], line, _state(name, line))
+        for line in lines
+        if line
+    ]
+
+
+def _state(name: str, line: str) -> str:
+    version = _version(name)
+    if version is None:
+        module = _MODULES.get(name, name)
+        return "" if name in (*_MODULES, *_FIXED) and _importable(module) else "missing"
+    bound = re.search(r">=([\d.]+)", line)
+    if bound and _numbers(version) < _numbers(bound[1]):
+        return "too old"
+    return ""
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(n) for n in release[0].split(".")) if release else ()
+
+
+def _skip(name: str) -> bool:
+    return (hosted() is not None and name in _WORKSHOP) or (name in _FIXED and _importable(name))
+
+
+def _torch_pair() -> str:
+    try:
+        import torch
+        import torchvision
+    except Exception as error:  # a mismatched pair raises RuntimeError, a broken one OSError
+        first = str(error).strip().split("\n")[0]
+        return f"FAIL ({first}): {_TORCH_ADVICE}"
+    builds = [getattr(torch.version, "cuda", None), getattr(torchvision.version, "cuda", None)]
+    if builds[0] != builds[1]:
+        names = " and ".join(f"CUDA {b}" if b else "the CPU" for b in builds)
+        return f"MISMATCH (built for {names}): {_TORCH_ADVICE}"
+    return "work together"
+
+
+def _device() -> list[tuple[str, str]]:
+    try:
+        device, dtype, why = base.device_and_dtype()
+    except Exception as error:
+        return [("Device", f"unknown, torch does not work ({type(error).__name__})")]
+    return [
+        ("Device", f"{device} (it did a small computation)"),
+        ("Precision", f"{str(dtype).removeprefix('torch.')}: {why}"),
+    ]
+
+
+def _pocket() -> str:
+    folder = base.DATA / "pocket-sd"
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    if not files:
+        return f"missing at {folder}: clone the whole repository, its data folder included"
+    return f"{folder}, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB"
+
+
+def _sd15() -> str:
+    found = base.find_sd15()
+    if found:
+        origin, folder = found
+        return f"{folder}, from {origin}{'' if folder.is_dir() else ': THERE IS NO SUCH FOLDER'}"
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(
+            base.SD15_HUB_ID, "model_index.json", revision=base.SD15_REVISION
+        )
+    except ImportError:
+        cached = None
+    if isinstance(cached, str):
+        return f"{Path(cached).parent}, from the download cache"
+    return (
+        "not here (only needed for SD v1.5): it is downloaded on first use, or attach it as a "
+        f"Kaggle input, or set {base.SD15_VARIABLE} to its folder"
+    )
