@@ -1,0 +1,66 @@
+"""Exercise checks: right, unsolved, wrong and broken answers, and every listed mistake."""
+
+import time
+
+import pytest
+import torch
+
+from stylenb.checks import EXERCISES, check
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_reference_is_right_and_quick(name, capsys):
+    def answer(*arguments):
+        return EXERCISES[name].reference(*arguments)
+
+    started = time.perf_counter()
+    assert check(name, answer) is answer
+    assert time.perf_counter() - started < 1
+    assert capsys.readouterr().out == f"{name}: right.\n"
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_unsolved_goes_on_with_the_reference(name, capsys):
+    def raises(*arguments):
+        raise NotImplementedError
+
+    for stub in (lambda *arguments: ..., raises):
+        assert check(name, stub) is EXERCISES[name].reference
+        assert "not solved yet, going on with the reference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(name, wrong) for name, e in EXERCISES.items() for wrong in e.mistakes]
+)
+def test_each_mistake_is_named(name, wrong, capsys):
+    assert check(name, wrong) is EXERCISES[name].reference
+    assert EXERCISES[name].mistakes[wrong][1:] in capsys.readouterr().out
+
+
+def test_other_wrong_answers_say_what_differs(capsys):
+    reference = EXERCISES["mix"].reference
+    for answer, said in (
+        (lambda a, b, t: None, "return missing"),
+        (lambda a, b, t: a[0], "shape"),
+        (lambda a, b, t: "a", "shape str"),
+        (lambda a, b, t: a * 3, "expected"),
+        (lambda a, b, t: a.nothing, "AttributeError"),
+        (lambda a, b: a, "TypeError"),
+    ):
+        assert check("mix", answer) is reference
+        assert said in capsys.readouterr().out
+
+
+def test_an_answer_that_writes_on_its_input_does_no_harm(capsys):
+    def answer(a, b, t):
+        a.mul_(1 - t).add_(b, alpha=t)
+        return a
+
+    assert check("mix", answer) is answer
+
+
+def test_a_float_passes_where_a_tensor_of_one_number_is_meant(capsys):
+    def answer(latents: torch.Tensor) -> float:
+        return 1 / float(latents.std())
+
+    assert check("scaling_factor", answer) is answer
