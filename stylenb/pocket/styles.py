@@ -3,8 +3,9 @@
 A factor-8 autoencoder keeps 16 x 16 x 4 numbers of a 128 px picture, which is too few for grain but
 enough for a pattern whose place is known. So every mark here is about 4 px or larger, every pattern
 (dots, stitches, hatching) lies on a fixed lattice that starts at the picture's top-left corner and
-repeats every 8 px, and only its colour or thickness follows the picture. The seed moves nothing but
-smooth things: the tone of the paper, slow washes, a slight shift of the palette.
+repeats every 8 px, and only its colour or thickness follows the picture. The seed moves only
+smooth or small things: the tone of the paper, slow washes, the palette by a shade, the lie of oil
+strokes.
 
 All lengths are in units `u` of 1/128 of the shorter side (at least one pixel), so a 512 px picture
 gets the same look with marks four times as large.
@@ -40,7 +41,7 @@ PHRASES = {
     "neon": "a neon picture of",
 }
 
-# ---- helpers: pictures are float32 arrays (H, W, 3) in [0, 1], masks (H, W) in [0, 1] -------------
+# ---- helpers: pictures are float32 arrays (H, W, 3) in [0, 1], masks (H, W) in [0, 1] -----------
 
 
 def _open(picture: Image.Image, seed: int):
@@ -60,6 +61,10 @@ def _rgb(*codes: str) -> np.ndarray:
 
 def _lab(array):
     return cv2.cvtColor(array, cv2.COLOR_RGB2Lab)
+
+
+def _from_lab(lab):
+    return np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1)
 
 
 def _luma(array):
@@ -112,6 +117,26 @@ def _levels(luma, low=3, high=97):
     # A flat picture has no range to stretch; the floor on the width leaves it as it is.
     middle, width = (a + b) / 2, max(b - a, 0.45)
     return np.clip((luma - middle) / width + 0.5 + 0.5 * (middle - 0.5), 0, 1)
+
+
+def _tones(luma, u, even=0.25):
+    """Tones for black-and-white media: stretched, locally sharpened, partly equalised.
+
+    A night scene sits in a tenth of the range; without the equalising it would print solid black.
+    """
+    tone = _levels(luma)
+    tone = tone + 0.25 * (tone - _blur(tone, 8 * u))
+    share = np.cumsum(np.bincount(np.uint8(np.clip(tone, 0, 1) * 255).ravel(), minlength=256))
+    share = np.interp(tone * 255, np.arange(256), _blur(np.float32(share / share[-1])[None], 12)[0])
+    return np.clip((1 - even) * tone + even * share, 0, 1).astype(np.float32)
+
+
+def _contrast(lab, u, colour=0.6, tone=0.5):
+    """Push colours apart from the picture's mean hue and tones from their surroundings."""
+    out = lab.copy()
+    out[..., 0] += tone * (lab[..., 0] - _blur(lab[..., 0], 9 * u))
+    out[..., 1:] += colour * (lab[..., 1:] - lab[..., 1:].mean((0, 1)))
+    return out
 
 
 def _edges(flat, u, sigma=1.3, low=0.30, high=0.62):
@@ -183,44 +208,48 @@ def oil(picture: Image.Image, seed: int = 0) -> Image.Image:
     """Rich colour laid in short strokes that follow the forms, under a golden varnish."""
     a, u, rng = _open(picture, seed)
     flat = _smooth(a, u, 0.15)
-    flat = _vivid(flat, 1.35)
+    flat = _vivid(flat, 1.2)
     flat = flat + 0.35 * (flat * flat * (3 - 2 * flat) - flat)
 
     # Direction across the strokes from the structure tensor; a slow swirl where nothing leads.
-    grey = _blur(_luma(flat), u)
-    gx, gy = cv2.Sobel(grey, -1, 1, 0, scale=u), cv2.Sobel(grey, -1, 0, 1, scale=u)
-    swirl = 2 * (0.6 + 0.5 * _clouds(rng, a.shape, u, 48))
-    c = _blur(gx * gx - gy * gy, 3 * u) - 0.004 * np.cos(swirl)
-    s = _blur(2 * gx * gy, 3 * u) - 0.004 * np.sin(swirl)
+    soft = _blur(flat, u)
+    gx, gy = cv2.Sobel(soft, -1, 1, 0, scale=u), cv2.Sobel(soft, -1, 0, 1, scale=u)
+    swirl = 2 * (0.9 + 0.9 * _clouds(rng, a.shape, u, 40))
+    c = _blur((gx * gx - gy * gy).sum(-1), 3 * u) - 0.004 * np.cos(swirl)
+    s = _blur((2 * gx * gy).sum(-1), 3 * u) - 0.004 * np.sin(swirl)
     angle = np.degrees(np.arctan2(s, c) / 2) + 90
-    busy = _blur(np.hypot(gx, gy), u)
+    busy = _blur(np.hypot(gx, gy).max(-1), u)
 
     canvas = np.rint(flat * 255).astype(np.uint8)
     h, w = canvas.shape[:2]
 
-    def strokes(points, length, width):
-        for x, y in points:
-            column, row = min(int(x * u), w - 1), min(int(y * u), h - 1)
-            colour = flat[row, column] * 255
-            turn = float(angle[row, column])
-            dx, dy = np.cos(np.radians(turn + 90)), np.sin(np.radians(turn + 90))
-            if dy > 0:
-                dx, dy = -dx, -dy  # light falls from above
-            for shift, slim, tone in ((-0.5, 1, 0.88), (0, 1, 1.0), (0.7, 0.35, 1.1)):
-                centre = ((x + dx * shift) * u * 16, (y + dy * shift) * u * 16)
-                axes = (length * (1 - 0.2 * (slim < 1)) * u * 16, width * slim * u * 16)
-                cv2.ellipse(
-                    canvas, [int(v) for v in centre], [int(v) for v in axes], turn, 0, 360,
-                    np.clip(colour * tone, 0, 255).tolist(), -1, cv2.LINE_AA, 4,
-                )  # fmt: skip
+    def strokes(x, y, length, width):
+        x, y = (v + rng.uniform(-1.3, 1.3, v.size) for v in (x, y))
+        turn = _sample(angle, x, y, u) + rng.uniform(-14, 14, x.size)
+        side = np.radians(turn + 90)
+        # A shaded edge, the body, a lit ridge: light falls from above.
+        lit = np.stack([np.cos(side), np.sin(side)], -1)
+        lit = lit * np.where(lit[:, 1:] > 0, -1, 1)
+        colour = _sample(flat, x, y, u) * 255 * rng.uniform(0.97, 1.03, (x.size, 1))
+        layers = []
+        for shift, long, wide, tone in ((-0.5, 1, 1, 0.91), (0, 1, 1, 1), (0.7, 0.8, 0.35, 1.07)):
+            centre = ((np.stack([x, y], -1) + shift * lit) * u * 16).astype(int).tolist()
+            axes = (int(length * long * u * 16), int(width * wide * u * 16))
+            shade = np.clip(colour * tone, 0, 255).tolist()
+            layers.append([(c, axes, rgb) for c, rgb in zip(centre, shade, strict=True)])
+        for degrees, stroke in zip(turn.tolist(), zip(*layers, strict=True), strict=True):
+            for c, axes, rgb in stroke:
+                cv2.ellipse(canvas, c, axes, degrees, 0, 360, rgb, -1, cv2.LINE_AA, 4)
 
-    columns, rows = int(np.ceil(w / u / 4)) + 1, int(np.ceil(h / u / 4)) + 1
-    lattice = [(4 * i, 4 * j) for j in range(rows) for i in range(columns) if (i + j) % 2 == 0]
-    strokes(lattice, 5.5, 2.4)
-    fine = [(4 * i + 2, 4 * j + 2) for j in range(rows) for i in range(columns)]
-    fine = [p for p in fine if _sample(busy, np.float32(p[0]), np.float32(p[1]), u) > 0.25]
-    strokes(fine, 3.2, 1.3)
-    return _close(canvas / np.float32(255) * np.float32([1.03, 0.99, 0.88]))
+    y, x = 4 * np.mgrid[: h // (4 * u) + 2, : w // (4 * u) + 2]
+    broad = (x + y) % 8 == 0
+    strokes(x[broad], y[broad], 6.0, 2.3)
+    x, y = x + 2, y + 2
+    fine = _sample(busy, x, y, u) > 0.3
+    strokes(x[fine], y[fine], 2.6, 1.2)
+    # Contours come back through the paint, or a moon would turn into a flower.
+    paint = _mix(canvas / np.float32(255), flat, 0.65 * _step(0.25, 0.7, busy))
+    return _close(paint * np.float32([1.03, 0.99, 0.88]))
 
 
 def watercolour(picture: Image.Image, seed: int = 0) -> Image.Image:
@@ -233,17 +262,18 @@ def watercolour(picture: Image.Image, seed: int = 0) -> Image.Image:
         a, columns.astype(np.float32) + drift[..., 0], rows.astype(np.float32) + drift[..., 1],
         cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT,
     )  # fmt: skip
-    flat = _blur(_smooth(a, u, 0.2), 0.8 * u)
+    lab = _contrast(_lab(_smooth(a, u, 0.14)), u, 0.2, 0.5)
+    flat = _blur(_from_lab(lab), 0.6 * u)
     # Pigment as optical density: washes multiply, and pigment gathers where a wash ends.
     density = -np.log(np.clip(_vivid(flat, 1.5), 0.04, 1))
-    density = 0.62 * density / (1 + 0.35 * density)
+    density = 0.72 * density / (1 + 0.35 * density)
     rim = np.abs(density - _blur(density, 2.5 * u)).max(-1)
-    pool = 1 + 0.22 * _clouds(rng, a.shape, u, 28) + 1.6 * np.clip(rim, 0, 0.3)
+    pool = 1 + 0.28 * _clouds(rng, a.shape, u, 28) + 2.6 * np.clip(rim, 0, 0.3)
     h, w = a.shape[0] / u, a.shape[1] / u
     border = np.minimum(np.minimum(x, w - x), np.minimum(y, h - y)) + 2.0 * _clouds(
         rng, a.shape, u, 16
     )
-    wet = _step(3.5, 5.5, border) * (1 + 0.5 * np.exp(-((border - 6.2) ** 2) / 1.5))
+    wet = _step(3.0, 6.0, border) * (1 + 0.25 * np.exp(-((border - 6.5) ** 2) / 2))
     paper = np.float32([0.985, 0.975, 0.95])
     return _close(paper * np.exp(-density * (pool * wet)[..., None]))
 
@@ -251,12 +281,12 @@ def watercolour(picture: Image.Image, seed: int = 0) -> Image.Image:
 def poster(picture: Image.Image, seed: int = 0) -> Image.Image:
     """A travel poster: six flat inks, clean borders."""
     a, u, rng = _open(picture, seed)
-    inks = _rgb("f4e4bc", "e9a23b", "cf4b32", "7fa99b", "2f6f73", "1d2a44")
+    inks = _rgb("f4e4bc", "e9a23b", "cf4b32", "9cc6b4", "2d7876", "1d2a44")
     inks = np.clip(inks + rng.uniform(-0.02, 0.02, inks.shape).astype(np.float32), 0, 1)
     flat = _blur(_smooth(a, u, 0.2, 3), 0.8 * u)
-    lab = _lab(_vivid(flat, 1.4))
+    lab = _contrast(_lab(_vivid(flat, 1.3)), u, 0.2, 0.25)
     lab[..., 0] = 100 * _levels(lab[..., 0] / 100)
-    return _close(_blur(_paint(lab, inks, u, 0.75, 1.2), 0.55 * u))
+    return _close(_blur(_paint(lab, inks, u, 0.55, 0.9), 0.65 * u))
 
 
 def charcoal(picture: Image.Image, seed: int = 0) -> Image.Image:
@@ -267,8 +297,10 @@ def charcoal(picture: Image.Image, seed: int = 0) -> Image.Image:
     tone = _levels(_luma(flat))
     dark = _blur((1 - tone) ** 1.3, 1.0 * u)
     hatch = 0.5 + 0.5 * np.cos((x - y) * (2 * np.pi / 8))
-    mark = dark * (0.72 + 0.5 * hatch * (1 - dark)) + 0.12 * hatch * _step(0.12, 0.4, dark)
-    mark = mark + 0.06 * _clouds(rng, a.shape, u, 32) * _step(0, 0.3, dark)
+    pressure = 0.7 + 0.5 * _clouds(rng, a.shape, u, 20)
+    mark = dark * (0.82 + 0.3 * pressure * (hatch - 0.3) * (1 - dark))
+    mark = mark + 0.10 * pressure * hatch * _step(0.12, 0.4, dark)
+    mark = mark + 0.10 * _clouds(rng, a.shape, u, 32) * _step(0, 0.3, dark)
     line = _blur(_edges(flat, u, 1.5), 0.7 * u)
     mark = 1 - (1 - np.clip(mark, 0, 0.93)) * (1 - 0.75 * line)
     paper = np.float32([0.93, 0.92, 0.90]) + rng.uniform(-0.015, 0.015)
@@ -283,12 +315,17 @@ def pastel(picture: Image.Image, seed: int = 0) -> Image.Image:
     n = 2 * int(3 * u) + 1
     drag = cv2.filter2D(flat, -1, np.fliplr(np.eye(n, dtype=np.float32)) / n)
     drag = _blur(0.6 * drag + 0.4 * flat, 0.6 * u)
-    lab = _lab(_vivid(drag, 1.35))
+    lab = _contrast(_lab(_vivid(drag, 1.35)), u, 0.1, 0.6)
     lab[..., 0] = 36 + 0.62 * lab[..., 0]
-    chalk = np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1)
-    paper = _rgb("d9a79c")[0] + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
-    stroke = 0.5 + 0.5 * np.cos((x + y) * (2 * np.pi / 8))
-    cover = 0.62 + 0.38 * _step(0.1, 0.75, stroke) + 0.06 * _clouds(rng, a.shape, u, 24)
+    chalk = _from_lab(lab)
+    paper = _rgb("e2b5a8")[0] + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
+    # Rows of strokes 24 units long; each row starts half a stroke after its neighbour.
+    lane = x + y + 0.8 * _clouds(rng, a.shape, u, 32)
+    odd = np.round(lane / 8) % 2
+    stroke = (4 - _from_line(lane)) * 0.25
+    gap = _step(3.0, 0.6, _from_line(x - y + 12 * odd, 24.0))
+    cover = 0.56 + 0.42 * _step(0.0, 0.7, stroke) * (1 - 0.45 * gap)
+    cover = cover + 0.06 * _clouds(rng, a.shape, u, 24)
     return _close(_mix(paper, chalk + 0.03, np.clip(cover, 0, 1)))
 
 
@@ -298,20 +335,20 @@ def comic(picture: Image.Image, seed: int = 0) -> Image.Image:
     x, y = _grid(a.shape, u)
     flat = _blur(_smooth(a, u, 0.18, 3), 0.5 * u)
     hues = _rgb(
-        "ffffff", "ffe14d", "ff9a2e", "e8322d", "f7b7a3", "b5651d", "4fb847", "1c7a3d",
-        "8fd3f5", "2f8fe0", "23408f", "8a4fae", "c9c9cf", "7d7f8a", "16161d",
+        "ffffff", "fff0c4", "ffe14d", "ff9a2e", "e8322d", "f7b7a3", "b5651d", "4fb847", "1c7a3d",
+        "8fd3f5", "2f8fe0", "23408f", "8a4fae", "cfa8ea", "f58fb5", "c9c9cf", "7d7f8a", "16161d",
     )  # fmt: skip
     hues = np.clip(hues + rng.uniform(-0.015, 0.015, hues.shape).astype(np.float32), 0, 1)
-    lab = _lab(_vivid(flat, 1.6))
-    lab[..., 0] = 100 * _levels(lab[..., 0] / 100)
-    colour = _blur(_paint(lab, hues, u, 1.0, 1.0), 0.5 * u)
+    lab = _contrast(_lab(_vivid(flat, 1.7)), u, 0.4, 0.4)
+    lab[..., 0] = 8 + 92 * _levels(lab[..., 0] / 100)
+    colour = _blur(_paint(lab, hues, u, 1.2, 0.9), 0.6 * u)
     px, py, _ = _quincunx(x, y)
     tone = _blur(_levels(_luma(flat)), 2 * u)
     radius = 2.5 * _step(0.78, 0.3, tone)
     dot = _step(0.5, -0.5, np.hypot(x - px, y - py) - radius) * _step(0.1, 0.28, tone)
     colour = colour * (1 - 0.32 * dot[..., None])
     ink = _rgb("0d0d12")[0]
-    line = np.maximum(_edges(flat, u, 1.3, 0.28, 0.5), _step(0.16, 0.08, _levels(_luma(flat))))
+    line = np.maximum(_edges(flat, u, 1.0, 0.38, 0.62), _step(0.07, 0.04, _levels(_luma(flat))))
     return _close(_mix(colour, ink, line))
 
 
@@ -323,24 +360,27 @@ def stained_glass(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     flat = _smooth(a, u, 0.15)
     h, w = a.shape[:2]
-    panes = max(4, round(h * w / (13.5 * u) ** 2))
+    panes = max(4, round(h * w / (13 * u) ** 2))
     small = cv2.resize(flat, [max(8, n // u) for n in (w, h)], interpolation=cv2.INTER_AREA)
     labels = slic(
-        small, n_segments=panes, compactness=12, max_num_iter=6, sigma=1, start_label=0,
+        small, n_segments=panes, compactness=10, max_num_iter=6, sigma=1, start_label=0,
         enforce_connectivity=True, min_size_factor=0.4,
     ).astype(np.int32)  # fmt: skip
     count = np.bincount(labels.ravel())
-    mean = np.stack([np.bincount(labels.ravel(), c.ravel()) for c in np.moveaxis(small, -1, 0)], -1)
+    bright = _from_lab(_contrast(_lab(small), 1, 0.6, 0.5))
+    mean = np.moveaxis(bright, -1, 0)
+    mean = np.stack([np.bincount(labels.ravel(), c.ravel()) for c in mean], -1)
     mean = (mean / np.maximum(count, 1)[:, None]).astype(np.float32)
     # Glass: hue kept, saturation forced up, tone stretched; greys take a tint of cobalt or amber.
     hsv = cv2.cvtColor(mean[None], cv2.COLOR_RGB2HSV)[0]
     value = _levels(_luma(mean), 5, 95)
     tint = np.where((value < 0.5)[:, None], _rgb("1f3fb0"), _rgb("f6c257"))
     hsv[:, 1] = np.clip(0.55 + 0.7 * hsv[:, 1], 0, 1)
-    hsv[:, 2] = 0.30 + 0.70 * value
+    hsv[:, 2] = 0.34 + 0.66 * value
     glass = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
     grey = _step(0.16, 0.05, mean.max(-1) - mean.min(-1))[:, None]
     glass = glass + (tint * hsv[:, 2:] - glass) * grey
+    glass = glass * np.float32([1, 0.86, 1])
     glass = np.clip(glass + rng.uniform(-0.025, 0.025, glass.shape).astype(np.float32), 0, 1)
 
     labels = cv2.resize(labels, (w, h), interpolation=cv2.INTER_NEAREST)
@@ -349,7 +389,7 @@ def stained_glass(picture: Image.Image, seed: int = 0) -> Image.Image:
     lead[1:] = np.maximum(lead[1:], labels[1:] != labels[:-1])
     glow = _blur(cv2.dilate(lead, np.ones((2 * u, 2 * u), np.uint8)), 2.5 * u)
     lead = _step(0.18, 0.5, _blur(lead, 0.9 * u))
-    light = 1.16 - 0.42 * glow + 0.05 * _clouds(rng, a.shape, u, 48)
+    light = 1.18 - 0.36 * glow + 0.05 * _clouds(rng, a.shape, u, 48)
     return _close(_mix(_blur(glass[labels], 0.5 * u) * light[..., None], _rgb("0e0d12")[0], lead))
 
 
@@ -358,14 +398,13 @@ def ink(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     x, y = _grid(a.shape, u)
     flat = _smooth(a, u, 0.12)
-    tone = _blur(_levels(_luma(flat)), 0.8 * u)
-    first = _from_line(x + y) * 0.7071
-    second = _from_line(x - y) * 0.7071
-    mark = _step(0.5, -0.5, first - 1.7 * _step(0.72, 0.30, tone))
-    mark = np.maximum(mark, _step(0.5, -0.5, second - 1.6 * _step(0.45, 0.15, tone)))
-    mark = np.where(tone < 0.80, mark, 0)
-    mark = np.maximum(mark, _step(0.17, 0.10, tone))
-    mark = np.maximum(mark, _edges(flat, u, 1.2, 0.3, 0.55))
+    tone = _blur(_tones(_luma(flat), u), 1.2 * u)
+    # Two directions of line, each either there at its full width or absent: three clear tones.
+    first = _step(0.7, -0.7, _from_line(x + y) * 0.7071 - 1.15) * _step(0.64, 0.56, tone)
+    second = _step(0.7, -0.7, _from_line(x - y) * 0.7071 - 1.15) * _step(0.36, 0.28, tone)
+    mark = 0.85 * np.maximum(first, second)
+    mark = np.maximum(mark, _step(0.13, 0.07, tone))
+    mark = np.maximum(mark, _edges(flat, u, 1.0, 0.36, 0.62))
     paper = _rgb("f6edd6")[0] + rng.uniform(-0.015, 0.015)
     paper = paper + 0.015 * _clouds(rng, a.shape, u, 64)[..., None]
     return _close(_mix(paper, _rgb("15131a")[0], mark))
@@ -378,10 +417,10 @@ def blueprint(picture: Image.Image, seed: int = 0) -> Image.Image:
     flat = _smooth(a, u, 0.12)
     tone = _blur(_levels(_luma(flat)), 1.5 * u)
     ground = _rgb("103a8c")[0] + rng.uniform(-0.012, 0.012)
-    sheet = ground * (0.80 + 0.42 * tone + 0.04 * _clouds(rng, a.shape, u, 64))[..., None]
+    sheet = ground * (0.72 + 0.62 * tone + 0.04 * _clouds(rng, a.shape, u, 64))[..., None]
     grid = np.maximum(*(_step(1.0, 0.3, _from_line(v, 16.0)) for v in (x, y)))
     sheet = _mix(sheet, _rgb("7fa8e8")[0], 0.22 * grid)
-    line = _edges(flat, u, 1.3, 0.26, 0.6)
+    line = _edges(flat, u, 1.1, 0.34, 0.64)
     return _close(_mix(sheet, _rgb("eef5ff")[0], 0.95 * line))
 
 
@@ -389,7 +428,8 @@ def pointillism(picture: Image.Image, seed: int = 0) -> Image.Image:
     """Round dabs of pure colour, warm and cool in turn, on primed canvas."""
     a, u, rng = _open(picture, seed)
     x, y = _grid(a.shape, u)
-    flat = _blur(_vivid(_smooth(a, u, 0.12), 1.7), 1.2 * u)
+    flat = _contrast(_lab(_vivid(_smooth(a, u, 0.12), 1.5)), u, 0.4, 0.5)
+    flat = _blur(_from_lab(flat), 0.9 * u)
     px, py, second = _quincunx(x, y)
     dab = _sample(flat, px, py, u)
     turn = (0.10 + 0.02 * rng.uniform(-1, 1)) * np.float32([1, 0.15, -1])
@@ -407,24 +447,23 @@ def cross_stitch(picture: Image.Image, seed: int = 0) -> Image.Image:
     x, y = _grid(a.shape, u)
     threads = _rgb(
         "fbf6ea", "f0cf65", "e08a3c", "b8232f", "e7a6a1", "7a4a2b", "7fa05a", "2f5d3a",
-        "a9c7d8", "3f74a6", "1f2f5c", "8d8a84", "241f24",
+        "a9c7d8", "3f74a6", "1f2f5c", "8d8a84", "241f24", "cda06e", "b79acb", "6d4a86", "c3d6a0",
     )  # fmt: skip
     threads = np.clip(threads + rng.uniform(-0.015, 0.015, threads.shape).astype(np.float32), 0, 1)
-    flat = _blur(_vivid(_smooth(a, u, 0.15), 1.5), 1.3 * u)
+    flat = _blur(_vivid(_smooth(a, u, 0.15), 1.3), 1.2 * u)
     # Quarter stitches: each arm of a cross takes the colour of its own quarter of the cell.
     qx, qy = np.floor(x / 4) * 4 + 2, np.floor(y / 4) * 4 + 2
-    lab = _lab(flat)
-    lab[..., 0] = 100 * _levels(lab[..., 0] / 100)
-    colour = _sample(_paint(lab, threads, u, 1.0, 0.8), qx, qy, u)
+    lab = _contrast(_lab(flat), u, 0.4, 0.4)
+    lab[..., 0] = 0.5 * lab[..., 0] + 50 * _levels(lab[..., 0] / 100)
+    colour = _sample(_paint(lab, threads, u, 0.9, 0.7), qx, qy, u)
     cx, cy = x % 8 - 4, y % 8 - 4
     under, over = np.abs(cx + cy) * 0.7071, np.abs(cx - cy) * 0.7071
-    ends = _step(5.4, 4.6, np.hypot(cx, cy))
+    ends = _step(5.5, 4.3, np.hypot(cx, cy))
     linen = _rgb("d8c6a2")[0] + rng.uniform(-0.015, 0.015)
-    linen = linen * (1 - 0.35 * _step(1.9, 0.6, 5.66 - np.hypot(cx, cy)))[..., None]
-    stitched = _mix(linen, colour * 0.80, _step(2.1, 1.2, under) * ends)
-    stitched = _mix(stitched, colour * 0.62, _step(2.6, 1.8, over) * ends)
-    shine = (1.04 - 0.10 * over)[..., None]
-    stitched = _mix(stitched, np.clip(colour * shine, 0, 1), _step(2.0, 1.1, over) * ends)
+    stitched = 0.62 * (0.45 * linen + 0.55 * colour)
+    stitched = _mix(stitched, colour * 0.92, _step(1.8, 0.9, under) * ends)
+    stitched = _mix(stitched, colour * 0.72, _step(2.3, 1.6, over) * ends)
+    stitched = _mix(stitched, np.clip(colour * 1.05, 0, 1), _step(1.8, 0.9, over) * ends)
     return _close(stitched)
 
 
@@ -433,13 +472,15 @@ def woodcut(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     x, y = _grid(a.shape, u)
     flat = _smooth(a, u, 0.15, 3)
-    tone = _blur(_levels(_luma(flat)), 1.0 * u)
+    tone = _blur(_tones(_luma(flat), u), 1.2 * u)
     line = _from_line(y + 1.6 * np.sin(x * (2 * np.pi / 32)))
-    mark = _step(0.6, -0.6, line - (4.9 * _step(0.82, 0.24, tone) - 0.7))
-    mark = np.maximum(mark, _edges(flat, u, 1.5, 0.3, 0.55))
+    mark = _step(0.6, -0.6, line - (0.9 + 2.4 * _step(0.62, 0.12, tone)))
+    mark = mark * _step(0.70, 0.62, tone)
+    mark = np.maximum(mark, _step(0.14, 0.08, tone))
+    mark = np.maximum(mark, _edges(flat, u, 1.2, 0.34, 0.6))
     paper = _rgb("f1e4c9")[0] + rng.uniform(-0.015, 0.015)
     warm = _rgb("d2603a")[0] + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
-    block = _step(-0.02, 0.02, _blur(0.62 - tone, 1.5 * u))
+    block = _step(-0.02, 0.02, _blur(0.60 - tone, 1.5 * u))
     return _close(_mix(_mix(paper, warm, block), _rgb("17120f")[0], mark))
 
 
@@ -448,11 +489,12 @@ def neon(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     flat = _smooth(a, u, 0.12)
     tone = _blur(_levels(_luma(flat)), 2 * u)
-    line = _edges(flat, u, 1.3, 0.28, 0.6)
+    line = _edges(flat, u, 1.15, 0.32, 0.62)
     lab = _blur(_lab(flat), 3 * u)
     h, w = a.shape[:2]
     x, y = _grid(a.shape, 1)
-    warm = (lab[..., 1] + lab[..., 2]) / 40 + 0.8 * (y / h - 0.5) + 0.5 * _clouds(rng, a.shape, u, 56)
+    warm = (lab[..., 1] + lab[..., 2]) / 30
+    warm = warm - 0.8 * warm.mean() + 0.8 * (y / h - 0.5) + 0.5 * _clouds(rng, a.shape, u, 56)
     warm = _blur(0.5 + 0.5 * np.tanh(1.4 * warm), 2 * u)
     cyan, violet, pink = _rgb("12e6ff", "8a4bff", "ff2fa8")
     tube = _mix(_mix(cyan, violet, _step(0, 0.5, warm)), pink, _step(0.45, 0.95, warm))
