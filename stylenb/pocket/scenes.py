@@ -18,7 +18,10 @@ UNIT = 128  # the side of a scene in drawing units
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn landscape: RGB picture, caption without any style words, and what is in it."""
+    """A drawn landscape: RGB picture, caption without any style words, and what is in it.
+
+    facts holds plain values only (str, bool, int, None and lists of str), ready for JSON.
+    """
 
     picture: Image.Image
     caption: str
@@ -63,7 +66,7 @@ OVERCAST = {
 # What the light does to a colour seen in full daylight.
 TINTS = {
     "dawn": (1.0, 0.90, 0.88), "day": (1.0, 1.0, 1.0),
-    "dusk": (0.80, 0.61, 0.66), "night": (0.30, 0.38, 0.58),
+    "dusk": (0.80, 0.61, 0.66), "night": (0.34, 0.42, 0.61),
 }
 LIGHTS = {"dawn": "fff0c4", "day": "fffbe6", "dusk": "ffe2a0", "night": "eef2ff"}
 GROUNDS = {
@@ -136,10 +139,11 @@ class _Canvas:
             for name, count, drawn in zip(self.names, counts, self.drawn, strict=True)
         ]
 
-    def fill(self, shapes, colour, to=None, axis=None, alpha=1.0, blur=0.0, label=None):
+    def fill(self, shapes, colour, to=None, axis=None, alpha=1.0, blur=0.0, label=None, on=None):
         """Fill one polygon or the union of several; `to` fades the colour along `axis`.
 
-        axis is (x0, y0, x1, y1): `colour` at its start, `to` at its end.
+        axis is (x0, y0, x1, y1): `colour` at its start, `to` at its end. `on` keeps the paint
+        on the pixels of one label.
         """
         if isinstance(shapes, np.ndarray):
             shapes = [shapes]
@@ -158,6 +162,9 @@ class _Canvas:
         if blur:
             mask = cv2.GaussianBlur(mask, (0, 0), blur * self.k)
         cover = mask * np.float32(alpha / 255)
+        if on is not None:
+            inside = (self.owner[y0:y1, x0:x1] == on).astype(np.float32)
+            cover *= cv2.blur(inside, (3, 3))
         view = self.pix[:, y0:y1, x0:x1]
         colour = colour[:, None, None]
         if to is not None:
@@ -274,6 +281,8 @@ class _Scene:
         if self.ground == "sand":
             self.trees = ["broadleaf"]
         self.ridge_colour = self.hue(RIDGES)
+        self.rows = self.ground in ("wheat", "lavender") and self.chance(0.75)
+        self.vanish = self.u(20, 108)
 
     # --- sky ------------------------------------------------------------------------------
     def draw_sky(self):
@@ -286,6 +295,9 @@ class _Scene:
             self.draw_stratus(int(self.u(4, 7)), 0.6)
             return
         if self.time == "night":
+            self.facts["northern_lights"] = self.chance(0.22)
+            if self.facts["northern_lights"]:
+                self.draw_northern_lights()
             self.draw_moon()
             for _ in range(int(self.u(9, 20))):
                 x, y = self.u(3, 125), self.u(3, self.horizon - 18)
@@ -298,7 +310,7 @@ class _Scene:
             radius = self.u(6, 11) if low else self.u(4.5, 7.5)
             c.glow(self.sun_x, self.sun_y, 48, self.sky[2], 0.5)
             c.glow(self.sun_x, self.sun_y, radius * 2.4, self.light, 0.55)
-            disc = _mix(self.light, _hex("ff9a5a"), self.u(0, 0.6)) if low else self.light
+            disc = _mix(_mix(self.light, WHITE, 0.35), _hex("ffb066"), self.u(0, 0.5))
             label = c.label("sun")
             c.fill(_ellipse(self.sun_x, self.sun_y, radius, radius), disc, label=label)
             c.done(label)
@@ -308,6 +320,15 @@ class _Scene:
         if kind in ("cumulus", "both"):
             for _ in range(int(self.u(1, 4.5))):
                 self.draw_cumulus()
+
+    def draw_northern_lights(self):
+        """Soft curtains: bright at a wavy foot, fading upwards."""
+        for _ in range(2):
+            foot = self.curve(self.u(30, 46), 6, self.u(0.6, 1.1))
+            colour = self.hue(["3fe0a0", "5ce6b8", "6fd0e0", "a07fe8"])
+            for rise, alpha in ((9, 0.28), (18, 0.22), (30, 0.15)):
+                self.c.fill(np.concatenate([foot, (foot - (0, rise))[::-1]]), colour,
+                            alpha=alpha, blur=2.6)
 
     def draw_moon(self):
         c = self.c
@@ -348,7 +369,7 @@ class _Scene:
         width, height = self.u(24, 46), self.u(7, 13)
         top, bottom = self.cloud_colours()
         puffs = [_ellipse(x, y, width / 2, height * 0.34)]
-        for t in np.linspace(-0.3, 0.3, int(self.u(3, 5))):
+        for t in np.linspace(-0.3, 0.3, int(self.u(4, 6))):
             r = height * self.u(0.5, 0.85) * (1.15 - abs(t) * 1.6)
             puffs.append(_ellipse(x + t * width, y - r * 0.55, r * 1.15, r))
         label = self.c.label("cloud")
@@ -442,9 +463,13 @@ class _Scene:
     def draw_background(self):
         y = self.horizon + 2
         if self.layout == "sea":
-            if self.chance(0.45):
-                x, w = self.pick([0, 128]), self.u(34, 70)
-                self.island(x, w, self.u(10, 22))
+            if self.chance(0.7):
+                x = self.pick([self.u(-8, 16), self.u(112, 136)])
+                self.island(x, self.u(40, 72), self.u(10, 22), 0.5)
+                if self.chance(0.4):
+                    self.island(x, self.u(26, 38), self.u(6, 10), 0.28)
+            elif self.chance(0.4):
+                self.draw_mountains(self.horizon + 1, self.u(16, 28), 0.5, self.snowy)
             return
         if self.layout == "peaks":
             self.draw_mountains(y, self.u(34, 46), 0.55, self.snowy)
@@ -457,13 +482,14 @@ class _Scene:
             self.draw_hills(y + 2, self.u(7, 12) - 2 * i, 0.42 - 0.16 * i)
         self.mist = self.chance(0.45)
         if self.mist:
-            self.c.band(y - self.u(0, 4), self.u(4, 8), self.haze, self.u(0.45, 0.75))
+            up = self.u(9, 15) if self.layout == "peaks" else self.u(3, 9)
+            self.c.band(y - up, self.u(5, 8), self.haze, self.u(0.55, 0.8))
 
-    def island(self, x, half, height):
+    def island(self, x, half, height, depth):
         xs = np.linspace(-1, 1, 24)
         ys = self.horizon + 0.5 - height * (1 - xs**2) ** 1.2 * (
             1 + 0.22 * np.sin(xs * self.u(4, 9) + self.u(0, 6)))
-        colour = self.tone(self.ridge_colour, 0.45)
+        colour = self.tone(self.ridge_colour, depth)
         label = self.c.label("hills")
         self.c.fill(np.stack([x + xs * half, ys], 1), colour, _mix(colour, self.haze, 0.4),
                     (0, self.horizon - height, 0, self.horizon), label=label)
@@ -476,13 +502,41 @@ class _Scene:
 
     def draw_land(self, line, colour, bottom=132.0):
         depth = self.depth_at(line[:, 1].mean())
-        near = self.tone(colour * 0.84, depth * 0.4)
-        far = self.tone(_mix(colour, self.light, 0.18), depth)
+        keep = 0.4 if self.ground == "snow" else 0.0  # snow turns to mud in a strong tint
+        near = self.tone(colour * (_hex("d6def2") if keep else 0.84), depth * 0.4, keep)
+        far = self.tone(_mix(colour, self.light, 0.18), depth, keep)
         top = line[:, 1].min()
         label = self.c.label("ground")
         self.c.fill(self.under(line, bottom), far, near,
                     (self.sun_x, top, 128 - self.sun_x, top + 40), label=label)
         self.c.done(label)
+        if self.rows and line[:, 1].mean() > self.horizon + 5:
+            self.draw_furrows(line[:, 1].min(), label, near)
+
+    def draw_furrows(self, top, label, colour):
+        """Rows of a field that run together at a point behind the horizon."""
+        vanish, far = self.vanish, top - 10
+        for foot in np.arange(vanish - 320, vanish + 320, 36):
+            at = [(vanish + (foot + w - vanish) * t, far + (136 - far) * t)
+                  for w, t in ((0, 0.1), (16, 0.1), (16, 1), (0, 1))]
+            self.c.fill(np.array(at), colour * 0.8, alpha=0.5, blur=0.5, on=label)
+
+    def draw_bushes(self, line_y, spread):
+        for _ in range(int(self.u(0, 5))):
+            x, r = self.u(0, 128), self.u(3.2, 5.5)
+            y = line_y(x) + self.u(0, spread)
+            if self.blocked(x, y, r * 1.8):
+                continue
+            leaf = self.hue(LEAVES["green" if self.leaves == "blossom" else self.leaves])
+            if self.ground == "snow":
+                leaf = self.hue("dfe6ee")
+            depth, lit = self.depth_at(y), self.side(x)
+            self.shadow(x, y, r * 1.5)
+            puffs = [_ellipse(x + dx * r, y - r * h, r * h * 1.15, r * h)
+                     for dx, h in ((0, 0.9), (-1.05, 0.62), (1.0, 0.68))]
+            self.c.fill(puffs, self.tone(_mix(leaf, self.light, 0.15), depth),
+                        self.tone(leaf * 0.62, depth),
+                        (x + lit * r, y - 1.5 * r, x - lit * r, y))
 
     def reflect(self, shore, shape):
         """Water in `shape`: what stands above the line y = shore, mirrored, softened and blued."""
@@ -495,9 +549,14 @@ class _Scene:
         ripple = np.sin(depth * self.u(0.45, 0.7) + self.u(0, 6)) * np.minimum(depth * 0.09, 2.2)
         source = np.clip(2 * top - rows - 1 + np.rint(ripple * c.k).astype(int), 0, c.n - 1)
         mirror = c.pix[:, source]
-        deep = self.tone(_hex(self.pick(["2f6f8f", "2a5f86", "3a8288"])), 0.25)
+        river = self.layout == "river"  # narrow water is told from a path by its colour alone
+        deep = self.tone(_hex(self.pick(["2f6f8f", "2a5f86", "3a8288"])), 0.1 if river else 0.25,
+                         0.5 if river else 0.0)
         body = _mix(_mix(self.sky[1], self.sky[0], 0.4), deep, 0.45)
-        t = np.clip(0.2 + depth / 120, 0, 0.6).astype(np.float32)[None, :, None]
+        start = 0.2
+        if river:
+            body, start = _mix(self.sky[0], deep * 1.1, 0.7), 0.45
+        t = np.clip(start + depth / 120, 0, 0.66).astype(np.float32)[None, :, None]
         for plane in range(3):
             mirror[plane] = cv2.blur(mirror[plane], (int(4 * c.k) | 1, int(2 * c.k) | 1))
         mirror += t * (body[:, None, None] - mirror)
@@ -518,10 +577,10 @@ class _Scene:
             return
         y, width = shore + 3.0, self.u(7, 11)
         while y < bottom - 3:
-            x = self.sun_x + self.u(-2.5, 2.5)
-            self.c.fill(_ellipse(x, y, width * self.u(0.6, 1.1), 1.5), self.light,
-                        alpha=0.5, blur=0.9)
-            y += self.u(5, 7)
+            x = self.sun_x + self.u(-4, 4)
+            self.c.fill(_ellipse(x, y, width * self.u(0.45, 1.15), 1.5), self.light,
+                        alpha=self.u(0.3, 0.55), blur=1.0, on=self.water_label)
+            y += self.u(4.5, 8)
             width *= 1.06
 
     def draw_strokes(self, shore, bottom):
@@ -529,7 +588,7 @@ class _Scene:
             y = self.u(shore + 5, bottom)
             colour = self.pick([self.sky[2], self.sky[1], self.light])
             self.c.fill(_ellipse(self.u(0, 128), y, self.u(10, 24), self.u(1.3, 2)), colour,
-                        alpha=0.3, blur=1.0)
+                        alpha=0.3, blur=1.0, on=self.water_label)
 
     def ribbon(self, x0, y0, x1, y1, w0, w1, bend):
         """A tapering band that winds from (x0, y0) far away to (x1, y1) nearby."""
@@ -547,15 +606,14 @@ class _Scene:
             if ys[0] - 2 <= y <= ys[-1] and abs(x - np.interp(y, ys, mid)) < (
                     np.interp(y, ys, wide) + half):
                 return True
-        return any(abs(x - hx) < half + hw and y > hy - 3 for hx, hy, hw in self.plots)
+        return any(abs(x - hx) < half + hw and y > hy - 16 for hx, hy, hw in self.plots)
 
-    def draw_path(self, x0, y0, x1, y1, w0, w1, bend):
-        shape = self.ribbon(x0, y0, x1, y1, w0, w1, bend)
+    def draw_path(self, shape):
         base = {"snow": "b9bccb", "sand": "c9a671"}.get(self.ground, "d9bf93")
         colour = self.tone(self.hue(base), 0.1)
         label = self.c.label("path")
-        self.c.fill(shape, _mix(colour, self.haze, 0.25), colour * 0.92, (0, y0, 0, y1),
-                    label=label)
+        self.c.fill(shape, _mix(colour, self.haze, 0.25), colour * 0.92,
+                    (0, shape[:, 1].min(), 0, 132), label=label)
         self.c.done(label)
 
     # --- things ---------------------------------------------------------------------------
@@ -572,7 +630,7 @@ class _Scene:
         bright = self.tone(_mix(green, self.light, 0.2), depth)
         dark = self.tone(green * 0.62, depth)
         if self.ground == "snow":
-            bright = self.tone(_mix(green, WHITE, 0.55), depth)
+            bright = self.tone(_mix(green, WHITE, 0.5), depth, 0.25)
         label = self.c.label("conifer")
         self.shadow(x, y, half)
         stem = max(1.3, height * 0.05)
@@ -697,6 +755,34 @@ class _Scene:
         c.done(label)
         return x - turn * (width / 2 - front / 2)  # where the door is
 
+    def draw_lighthouse(self, x, y, height):
+        c, lit = self.c, self.side(x)
+        label = c.label("lighthouse")
+        self.shadow(x, y, height * 0.16)
+        low, high = height * 0.13, height * 0.085
+        other = self.hue(["c0392f", "34618f", "3f4a5c"])
+
+        def ring(t0, t1, paint, grow=0.0):
+            w0, w1 = (low + (high - low) * t + grow for t in (t0, t1))
+            shape = np.array([(x - w1, y - height * t1), (x + w1, y - height * t1),
+                              (x + w0, y - height * t0), (x - w0, y - height * t0)])
+            c.fill(shape, self.tone(_mix(paint, self.light, 0.1), 0, 0.25),
+                   self.tone(paint * 0.66, 0, 0.25), (x + lit * low, 0, x - lit * low, 0),
+                   label=label)
+
+        for i in range(5):
+            ring(i * 0.155, (i + 1) * 0.155, _hex("f5f1e8") if i % 2 else other)
+        ring(0.76, 0.80, _hex("3f4a5c"), 1.4)
+        ring(0.80, 0.90, _hex("ffe9a8"), -0.8)
+        c.fill(np.array([(x - high * 1.15, y - height * 0.895), (x, y - height),
+                         (x + high * 1.15, y - height * 0.895)]), self.tone(other * 0.8, 0, 0.2),
+               label=label)
+        if self.time in ("dusk", "night"):
+            c.glow(x, y - height * 0.85, 13, _hex("ffe08a"), 0.6)
+            c.fill(_ellipse(x, y - height * 0.85, 2.2, 2.4), _hex("fff6d0"))
+        self.plots.append((x, y, low + 2))
+        c.done(label)
+
     def draw_boat(self, x, y, width):
         c, depth = self.c, self.depth_at(y) * 0.7
         kind = self.pick(["sailing", "rowing"])
@@ -727,8 +813,8 @@ class _Scene:
             c.fill(p * (turn, -1) + (x, y), colour, to, (0, y - width, 0, y), label=label)
         c.done(label)
 
-    def draw_boats(self, top, bottom):
-        count = self.pick([0, 1, 2], [0.4, 0.42, 0.18])
+    def draw_boats(self, top, bottom, weights=(0.4, 0.42, 0.18)):
+        count = self.pick([0, 1, 2], weights)
         xs = self.rng.permutation([self.u(16, 50), self.u(78, 112)])
         ys = np.sort(self.rng.uniform(top + 5, max(top + 6, bottom - 4), 2))
         for x, y in list(zip(xs, ys, strict=True))[:count]:
@@ -805,7 +891,7 @@ class _Scene:
         bottom = self.u(98, 110) if beach else 124.0
         self.draw_glitter(shore, bottom)
         self.draw_strokes(shore, bottom)
-        self.draw_boats(shore + 3, bottom - 6)
+        self.draw_boats(shore + 3, bottom - 6, (0.2, 0.45, 0.35) if beach else (0, 0.5, 0.5))
         if beach:
             slope = self.pick([-1, 1]) * self.u(4, 16)
             line = self.curve(bottom + 4, 2.5, 0.6)
@@ -814,12 +900,14 @@ class _Scene:
             self.c.fill(np.concatenate([foam, (line + (0, 2))[::-1]]),
                         self.tone(_hex("fbfdff"), 0, 0.3), alpha=0.75, blur=0.8)
             self.draw_land(line, self.ground_colour)
-            high = 20.0 if slope > 0 else 108.0
-            high = 128 - high
-            if self.chance(0.55):
-                y = float(np.interp(high, line[:, 0], line[:, 1]))
-                x = high + self.u(-8, 8)
+            high = 104.0 if slope < 0 else 24.0  # the side where the beach is broad
+            x = high + self.u(-8, 8)
+            y = float(np.interp(x, line[:, 0], line[:, 1]))
+            kind = self.pick(["house", "lighthouse", "none"], [0.42, 0.3, 0.28])
+            if kind == "house":
                 self.draw_house(x, min(y + 9, 121), self.u(24, 34))
+            elif kind == "lighthouse":
+                self.draw_lighthouse(x, y + 8, self.u(44, 56))
             self.scatter(lambda x: float(np.interp(x, line[:, 0], line[:, 1])) + 5,
                          int(self.u(0, 5)), self.u(24, 36), 8)
 
@@ -838,7 +926,7 @@ class _Scene:
             shape = self.ribbon(x0, top + 4, self.u(34, 94), 132, 7, self.u(48, 72),
                                 self.u(-26, 26))
             self.reflect(top + 1, shape)
-            self.draw_glitter(top + 30, 122) if abs(self.sun_x - x0) < 16 else None
+            self.draw_glitter(top + 12, 124)
             if self.chance(0.35):
                 ys, mid, _ = self.ways[0]
                 y = self.u(106, 116)
@@ -846,19 +934,22 @@ class _Scene:
             rolls = []
         self.scatter(lambda x: float(np.interp(x, far[:, 0], far[:, 1])) + 2,
                      int(self.u(1, 7)), self.u(12, 18), 5)
-        line = far
+        line, path = far, None
         for i, (base, amplitude) in enumerate(rolls):
             line = self.curve(base, amplitude, self.u(0.5, 0.9))
             shade = _mix(self.ground_colour, BLACK if i else self.light, 0.08)
             self.draw_land(line, shade)
             if i == 0:
-                self.place_houses(line, places[:houses], 6, self.u(24, 34))
+                path = self.place_houses(line, places[:houses], 6, self.u(24, 34))
+                self.draw_bushes(lambda x, at=line: float(np.interp(x, at[:, 0], at[:, 1])), 8)
                 self.scatter(lambda x, at=line: float(np.interp(x, at[:, 0], at[:, 1])) + 3,
                              int(self.u(1, 6)), self.u(22, 32), 6)
+        if path is not None:
+            self.draw_path(path)
         if river:
-            line = far
             self.place_houses(line, places[:houses], 14, self.u(20, 30))
             self.scatter(lambda x: self.u(top + 8, 104), int(self.u(3, 9)), self.u(22, 32), 6)
+            self.draw_bushes(lambda x: top + 12, 28)
         self.flowers(104)
         if self.chance(0.5):
             self.frame(102)
@@ -870,14 +961,13 @@ class _Scene:
             y = float(np.interp(x, line[:, 0], line[:, 1])) + drop + self.u(0, 4)
             if not self.blocked(x, y, width * 0.6):
                 doors.append((y, x, width * self.u(0.85, 1.1)))
+        path = None
         for i, (y, x, w) in enumerate(sorted(doors)):
-            if i == len(doors) - 1 and self.layout != "river" and self.chance(0.6):
-                self.draw_path(x, y - 0.5, self.u(30, 98), 134, 4.5, self.u(16, 26),
-                               self.u(-14, 14))
-                self.ways[-1] = tuple(self.ways[-1])
-                self.draw_house(x, y, w)
-            else:
-                self.draw_house(x, y, w)
+            door = self.draw_house(x, y, w)
+            if i == len(doors) - 1 and self.layout != "river" and self.chance(0.65):
+                path = self.ribbon(door, y + 0.3, self.u(30, 98), 134, 4.5, self.u(16, 26),
+                                   self.u(-14, 14))
+        return path
 
     def draw_peaks(self):
         top = self.horizon
@@ -885,7 +975,9 @@ class _Scene:
         line = self.curve(top + 4, 3, 0.7)
         self.draw_land(line, self.ground_colour)
         if self.chance(0.6):
-            self.place_houses(line, [self.u(30, 98)], 10, self.u(22, 32))
+            path = self.place_houses(line, [self.u(30, 98)], 10, self.u(22, 32))
+            if path is not None:
+                self.draw_path(path)
         self.scatter(lambda x: float(np.interp(x, line[:, 0], line[:, 1])) + 4,
                      int(self.u(3, 10)), self.u(24, 38), 14)
         if self.chance(0.5):
@@ -924,9 +1016,9 @@ class _Scene:
         total = {name: sum(areas) for name, areas in seen.items()}
 
         def large(name, least):
-            return total.get(name, 0) >= least
+            return bool(total.get(name, 0) >= least)
 
-        trees = {kind: sum(a > 40 for a in seen.get(kind, [])) for kind in
+        trees = {kind: int(sum(a > 40 for a in seen.get(kind, []))) for kind in
                  ("conifer", "broadleaf")}
         return {
             "time": self.time,
@@ -935,6 +1027,7 @@ class _Scene:
             "moon": next((m.split()[0] for m in ("full moon", "crescent moon")
                           if large(m, 25)), None),
             "stars": bool(self.facts.get("stars")),
+            "northern_lights": bool(self.facts.get("northern_lights")),
             "clouds": large("cloud", 150) and not self.overcast,
             "mist": self.mist,
             "mountains": large("mountains", 250),
@@ -944,6 +1037,7 @@ class _Scene:
             if large("water", 400) else None,
             "ground": self.ground if large("ground", 700) else None,
             "path": large("path", 90),
+            "lighthouse": large("lighthouse", 150),
             "houses": houses,
             "lit_windows": lit,
             "sailing_boats": sailing,
@@ -979,6 +1073,8 @@ class _Scene:
             subject = f"{subject} {where}".strip()
             if water and ground and self.chance(0.4):
                 clauses.append(say(ground))
+        elif f["lighthouse"]:
+            subject = f"a lighthouse by {water}" if water else "a lighthouse"
         else:
             subject = water or (say(ground) if ground else "a landscape")
             if water and ground and self.chance(0.6):
@@ -1023,6 +1119,8 @@ class _Scene:
             clauses.append(say(["lit windows", "glowing windows"]))
         if f["clouds"]:
             clauses.append("clouds")
+        if f["northern_lights"]:
+            clauses.append("northern lights")
         if f["stars"] and self.chance(0.7):
             clauses.append("stars")
         if f["mist"] and self.chance(0.7):

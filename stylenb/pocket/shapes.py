@@ -72,9 +72,9 @@ def dead_leaves(seed: int, size: int = 128) -> Image.Image:
     pixels = np.empty((3, n, n), np.float32)
     pixels[:] = shade(colour(), colour(), rng.uniform(0, 6.3), (n / 2, n / 2), n / 2, 0, n, 0, n)
     kinds = ["ellipse", "polygon", "rectangle", "ring", "blob"]
-    for _ in range(int(rng.integers(18, 60))):
-        # Inverse of the cumulative power law r**-2.2 between 5 and 45.
-        low, high, power = 5.0, 45.0, -1.2
+    for _ in range(int(rng.integers(24, 64))):
+        # Inverse of the cumulative power law r**-1.8 between 5 and 45.
+        low, high, power = 5.0, 45.0, -0.8
         radius = (low**power + rng.random() * (high**power - low**power)) ** (1 / power) * k
         kind = kinds[int(rng.integers(len(kinds)))]
         turn = rng.uniform(0, 2 * np.pi)
