@@ -149,7 +149,7 @@ def _edges(flat, u, sigma=1.3, low=0.30, high=0.62):
     gx, gy = cv2.Sobel(lab, -1, 1, 0, scale=u / 8), cv2.Sobel(lab, -1, 0, 1, scale=u / 8)
     size = np.sqrt((gx * gx + gy * gy).sum(-1))
     around = cv2.dilate(size, np.ones((2 * int(3 * u) + 1,) * 2, np.uint8))
-    return _step(low, high, size / (_blur(around, 3 * u) + 0.028))
+    return _step(low, high, size / (_blur(around, 3 * u) + 0.035))
 
 
 def _paint(labels_lab, palette, u, chroma=1.0, clean=1.0):
@@ -360,10 +360,10 @@ def stained_glass(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     flat = _smooth(a, u, 0.15)
     h, w = a.shape[:2]
-    panes = max(4, round(h * w / (13 * u) ** 2))
+    panes = max(4, round(h * w / (15.5 * u) ** 2))
     small = cv2.resize(flat, [max(8, n // u) for n in (w, h)], interpolation=cv2.INTER_AREA)
     labels = slic(
-        small, n_segments=panes, compactness=10, max_num_iter=6, sigma=1, start_label=0,
+        small, n_segments=panes, compactness=16, max_num_iter=6, sigma=1, start_label=0,
         enforce_connectivity=True, min_size_factor=0.4,
     ).astype(np.int32)  # fmt: skip
     count = np.bincount(labels.ravel())
@@ -390,7 +390,7 @@ def stained_glass(picture: Image.Image, seed: int = 0) -> Image.Image:
     glow = _blur(cv2.dilate(lead, np.ones((2 * u, 2 * u), np.uint8)), 2.5 * u)
     lead = _step(0.18, 0.5, _blur(lead, 0.9 * u))
     light = 1.18 - 0.36 * glow + 0.05 * _clouds(rng, a.shape, u, 48)
-    return _close(_mix(_blur(glass[labels], 0.5 * u) * light[..., None], _rgb("0e0d12")[0], lead))
+    return _close(_mix(_blur(glass[labels], 0.5 * u) * light[..., None], _rgb("1c1a24")[0], lead))
 
 
 def ink(picture: Image.Image, seed: int = 0) -> Image.Image:
@@ -398,16 +398,16 @@ def ink(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     x, y = _grid(a.shape, u)
     flat = _smooth(a, u, 0.12)
-    tone = _blur(_tones(_luma(flat), u), 1.2 * u)
+    tone = _blur(_tones(_luma(flat), u), 2 * u)
     # Two directions of line, each either there at its full width or absent: three clear tones.
-    first = _step(0.7, -0.7, _from_line(x + y) * 0.7071 - 1.15) * _step(0.64, 0.56, tone)
-    second = _step(0.7, -0.7, _from_line(x - y) * 0.7071 - 1.15) * _step(0.36, 0.28, tone)
-    mark = 0.85 * np.maximum(first, second)
+    first = _step(0.9, -0.9, _from_line(x + y) * 0.7071 - 1.15) * _step(0.64, 0.56, tone)
+    second = _step(0.9, -0.9, _from_line(x - y) * 0.7071 - 1.15) * _step(0.36, 0.28, tone)
+    mark = 0.72 * np.maximum(first, second)
     mark = np.maximum(mark, _step(0.13, 0.07, tone))
     mark = np.maximum(mark, _edges(flat, u, 1.0, 0.36, 0.62))
     paper = _rgb("f6edd6")[0] + rng.uniform(-0.015, 0.015)
     paper = paper + 0.015 * _clouds(rng, a.shape, u, 64)[..., None]
-    return _close(_mix(paper, _rgb("15131a")[0], mark))
+    return _close(_mix(paper, _rgb("221e26")[0], mark))
 
 
 def blueprint(picture: Image.Image, seed: int = 0) -> Image.Image:
@@ -472,7 +472,7 @@ def woodcut(picture: Image.Image, seed: int = 0) -> Image.Image:
     a, u, rng = _open(picture, seed)
     x, y = _grid(a.shape, u)
     flat = _smooth(a, u, 0.15, 3)
-    tone = _blur(_tones(_luma(flat), u), 1.2 * u)
+    tone = _blur(_tones(_luma(flat), u), 1.6 * u)
     line = _from_line(y + 1.6 * np.sin(x * (2 * np.pi / 32)))
     mark = _step(0.6, -0.6, line - (0.9 + 2.4 * _step(0.62, 0.12, tone)))
     mark = mark * _step(0.70, 0.62, tone)
@@ -481,7 +481,7 @@ def woodcut(picture: Image.Image, seed: int = 0) -> Image.Image:
     paper = _rgb("f1e4c9")[0] + rng.uniform(-0.015, 0.015)
     warm = _rgb("d2603a")[0] + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
     block = _step(-0.02, 0.02, _blur(0.60 - tone, 1.5 * u))
-    return _close(_mix(_mix(paper, warm, block), _rgb("17120f")[0], mark))
+    return _close(_mix(_mix(paper, warm, block), _rgb("211a16")[0], mark))
 
 
 def neon(picture: Image.Image, seed: int = 0) -> Image.Image:
