@@ -4,9 +4,7 @@ Names are looked up on first use, so that `import stylenb` costs nothing and wor
 packages are still missing (the set-up cell of a notebook needs `stylenb.install_missing` then).
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 _EXPORTS = {
     "StylenbError": "errors",
@@ -17,6 +15,7 @@ _EXPORTS = {
     "to_pictures": "photos",
     "Base": "base",
     "load": "base",
+    "stylize": "inference",
     "available_styles": "lora",
     "load_lora": "lora",
     "remove_lora": "lora",
@@ -32,7 +31,7 @@ _EXPORTS = {
 }
 
 __version__ = "0.1.0"
-__all__ = sorted([*_EXPORTS, "stylize"])
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str):
@@ -45,18 +44,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
-
-
-class _Package(ModuleType):
-    """Keeps `stylenb.stylize` the function: importing the module of that name would hide it."""
-
-    @property
-    def stylize(self):
-        return import_module("stylenb.stylize").stylize
-
-    @stylize.setter
-    def stylize(self, module):
-        """The import system binds the submodule here; it stays in sys.modules."""
-
-
-sys.modules[__name__].__class__ = _Package

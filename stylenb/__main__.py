@@ -106,7 +106,7 @@ def _stylize(options: argparse.Namespace) -> None:
     from .photos import open_photo
 
     photo = open_photo(options.photo)
-    from .stylize import stylize
+    from .inference import stylize
 
     picture = stylize(
         photo,

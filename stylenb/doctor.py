@@ -143,10 +143,9 @@ def _torch_pair() -> str:
     except Exception as error:  # a mismatched pair raises RuntimeError, a broken one OSError
         first = str(error).strip().split("\n")[0]
         return f"FAIL ({first}): {_TORCH_ADVICE}"
-    builds = [getattr(torch.version, "cuda", None), getattr(torchvision.version, "cuda", None)]
-    if builds[0] != builds[1]:
-        names = " and ".join(f"CUDA {b}" if b else "the CPU" for b in builds)
-        return f"MISMATCH (built for {names}): {_TORCH_ADVICE}"
+    builds = [package.__version__.partition("+")[2] for package in (torch, torchvision)]
+    if all(builds) and builds[0] != builds[1]:
+        return f"MISMATCH (built for {builds[0]} and {builds[1]}): {_TORCH_ADVICE}"
     return "work together"
 
 

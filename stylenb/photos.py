@@ -189,14 +189,21 @@ def _decode(file, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
             picture = Image.open(file)
-            return _load(picture, name)
-    except Image.DecompressionBombError as error:
-        raise StylenbError(_too_large(name)) from error
     except UnidentifiedImageError as error:
         raise StylenbError(
             f"{name} is not a picture that can be read here: give a JPEG, PNG or WebP file "
             "(export HEIC, RAW and SVG as one of them)."
         ) from error
+    except Exception as error:
+        raise _decoding_error(name, error) from error
+    return _load(picture, name)
+
+
+def _decoding_error(name: str, error: Exception) -> StylenbError:
+    """For whatever Pillow raised: each of its decoders has errors of its own."""
+    if isinstance(error, Image.DecompressionBombError):
+        return StylenbError(_too_large(name))
+    return StylenbError(f"{name} is damaged or cut off ({error}): copy or download it again.")
 
 
 def _too_large(name: str) -> str:
@@ -226,12 +233,8 @@ def _load(picture: Image.Image, name: str) -> Image.Image:
         if getattr(picture, "is_animated", False):
             picture.seek(0)
         picture.load()
-    except Image.DecompressionBombError as error:
-        raise StylenbError(_too_large(name)) from error
-    except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise StylenbError(
-            f"{name} is damaged or cut off ({error}): copy or download it again."
-        ) from error
+    except Exception as error:
+        raise _decoding_error(name, error) from error
     try:
         return ImageOps.exif_transpose(picture)
     except Exception:  # a broken EXIF block says nothing about the pixels
