@@ -1,0 +1,162 @@
+"""The training mix of the pocket model: what is drawn, in which style, under which caption.
+
+Every picture is a function of one seed. Ranges of seeds keep the splits apart, so that no score
+is ever taken on a picture that a network was trained on.
+"""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from stylenb.photos import SAMPLE_PHOTOS, sample_photo
+from stylenb.pocket.scenes import draw_scene
+from stylenb.pocket.shapes import dead_leaves
+from stylenb.pocket.styles import HELD_OUT, KNOWN, PHRASES, STYLES, apply_style
+
+SIZE = 128
+
+# First seed of each split. A split never reaches the next one's first seed.
+TEST_SEEDS = 0
+STYLE_PICTURE_SEEDS = 500_000
+TRAIN_SEEDS = 1_000_000
+JUDGE_SEEDS = 5_000_000
+
+PHOTO_CAPTIONS = {
+    "astronaut": "a person",
+    "camera": "a person with a camera",
+    "cat": "a cat",
+    "chelsea": "a cat",
+    "coffee": "a cup",
+    "coins": "coins",
+    "rocket": "a rocket",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training picture: 128 x 128 RGB, its caption (style phrase included) and its origin."""
+
+    picture: Image.Image
+    caption: str
+    style: str
+    kind: str  # "scene", "photo" or "shapes"
+
+
+@cache
+def _photo(name: str) -> Image.Image:
+    return sample_photo(name)
+
+
+def photo_crop(seed: int, size: int = SIZE) -> tuple[Image.Image, str]:
+    """A crop of a scikit-image photograph, `size` x `size` RGB, and a caption.
+
+    Scale, place, flip, hue, saturation, contrast and brightness vary, so that a handful of
+    photographs covers every palette: colours that the autoencoder never saw come out wrong.
+    One crop in five is the plain centre of the photograph as a user would hand it in.
+    """
+    random = np.random.default_rng([seed, 1])
+    name = SAMPLE_PHOTOS[random.integers(len(SAMPLE_PHOTOS))]
+    photo = _photo(name)
+    caption = PHOTO_CAPTIONS.get(name, "a thing")
+    short = min(photo.size)
+    if random.random() < 0.2:
+        left, top, side = (photo.width - short) // 2, (photo.height - short) // 2, short
+        return photo.resize(
+            (size, size), Image.LANCZOS, (left, top, left + side, top + side)
+        ), caption
+    side = int(short * 0.25 ** random.random())
+    left = int(random.integers(photo.width - side + 1))
+    top = int(random.integers(photo.height - side + 1))
+    crop = photo.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side))
+    if random.random() < 0.5:
+        crop = crop.transpose(Image.FLIP_LEFT_RIGHT)
+    if random.random() < 0.6:
+        hsv = np.array(crop.convert("HSV"))
+        if hsv[..., 1].mean() < 8:  # a grey photograph: a tint gives it a palette
+            hsv[..., 1] = int(random.integers(30, 120))
+        hsv[..., 0] = hsv[..., 0] + np.uint8(random.integers(256))
+        crop = Image.fromarray(hsv, "HSV").convert("RGB")
+    for enhance in (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness):
+        crop = enhance(crop).enhance(float(random.uniform(0.6, 1.4)))
+    return crop, caption
+
+
+def content(seed: int, kind: str) -> tuple[Image.Image, str]:
+    """An unstyled picture of `kind` "scene", "photo" or "shapes" and a caption without style."""
+    if kind == "scene":
+        scene = draw_scene(seed, SIZE)
+        return scene.picture, scene.caption
+    if kind == "photo":
+        return photo_crop(seed)
+    return dead_leaves(seed, SIZE), "random shapes"
+
+
+def example(seed: int, styles: tuple[str, ...] = KNOWN, photo_share: float = 0.25) -> Example:
+    """The training example of `seed`; the "photo" style is drawn with probability `photo_share`.
+
+    Photographs stay photographs twice as often: they are few, and the hardest to keep.
+    """
+    random = np.random.default_rng([seed, 0])
+    kind = ("scene", "photo", "shapes")[random.choice(3, p=(0.55, 0.32, 0.13))]
+    others = [name for name in styles if name != "photo"]
+    share = min(1, 2 * photo_share) if kind == "photo" else photo_share
+    style = "photo" if random.random() < share else others[random.integers(len(others))]
+    picture, caption = content(seed, kind)
+    return Example(apply_style(style, picture, seed), f"{PHRASES[style]} {caption}", style, kind)
+
+
+def _render(seed: int, styles: tuple[str, ...], photo_share: float):
+    e = example(seed, styles, photo_share)
+    return np.asarray(e.picture), e.caption, e.style, e.kind
+
+
+def render_set(
+    folder: Path,
+    name: str,
+    count: int,
+    first_seed: int,
+    styles: tuple[str, ...],
+    photo_share: float,
+) -> tuple[np.ndarray, list[dict]]:
+    """Draw `count` examples once and keep them in `folder`; later calls read them back.
+
+    Returns the pictures, uint8 (count, 128, 128, 3), and for each its caption, style and kind.
+    """
+    pictures_file, facts_file = folder / f"{name}.npy", folder / f"{name}.json"
+    if not facts_file.exists():  # written last, so it stands for a complete set
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"drawing {count} pictures for {name} ...", flush=True)
+        pictures = np.empty((count, SIZE, SIZE, 3), np.uint8)
+        facts = []
+        draw = partial(_render, styles=styles, photo_share=photo_share)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            seeds = range(first_seed, first_seed + count)
+            for i, (picture, caption, style, kind) in enumerate(
+                pool.map(draw, seeds, chunksize=64)
+            ):
+                pictures[i] = picture
+                facts.append({"caption": caption, "style": style, "kind": kind})
+        np.save(pictures_file, pictures)
+        facts_file.write_text(json.dumps(facts))
+    return np.load(pictures_file), json.loads(facts_file.read_text())
+
+
+def known_set(folder: Path, count: int = 12_000):
+    """Pictures in the known styles: what the UNet and the text encoder may see."""
+    return render_set(folder, f"known-{count}", count, TRAIN_SEEDS, KNOWN, 0.25)
+
+
+def held_out_set(folder: Path, count: int = 5_000):
+    """Pictures in the held-out styles: for the autoencoder and the perceptual network only."""
+    return render_set(folder, f"held-out-{count}", count, TRAIN_SEEDS + 1_000_000, HELD_OUT, 0.0)
+
+
+def judge_set(folder: Path, count: int = 8_000):
+    """Pictures in all styles from seeds of their own: for the style judge only."""
+    return render_set(folder, f"judge-{count}", count, JUDGE_SEEDS, tuple(STYLES), 1 / len(STYLES))

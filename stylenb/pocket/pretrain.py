@@ -1,0 +1,547 @@
+"""Train the pocket model from nothing: `python -m stylenb.pocket.pretrain STAGE`.
+
+Stages, in the order in which they need each other:
+
+    vae         AutoencoderKL, 128 x 128 x 3 <-> 16 x 16 x 4        -> data/pocket-sd/vae
+    text-unet   CLIP tokenizer, text encoder and UNet, together     -> data/pocket-sd
+    perceptual  SqueezeNet 1.1 for LPIPS and style losses           -> data/perceptual
+    judge       the style judge, used for scores only               -> data/judge
+
+Each stage draws its pictures once, keeps a checkpoint in the work folder and goes on from it
+when it is started again. The learning rate falls with the share of the time (or steps) that is
+spent, so a longer run is the same command with a larger number.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel, compute_snr
+from safetensors.torch import save_file
+from torch import nn
+
+from stylenb.pocket import data
+from stylenb.pocket.styles import STYLES
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+POCKET = DATA / "pocket-sd"
+RARE_TOKEN = "sks"
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware really multiplies in it, else None (train in float32)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return None
+
+
+def train(
+    stage: str, network: nn.Module, loss_of: Callable, args, learning_rate: float
+) -> nn.Module:
+    """Train `network` until `args.minutes` or `args.steps` are spent; return it with EMA weights.
+
+    `loss_of(network, step)` returns the loss and a dict of figures to log, and draws all that is
+    random from generators seeded with `step`.
+    """
+    device = torch.device(args.device)
+    network.to(device).train()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    ema = EMAModel(network.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    checkpoint = args.work / f"{stage}.ckpt"
+    state = {"step": 0, "seconds": 0.0, "log": []}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        ema.load_state_dict(saved["ema"])
+        state = saved["state"]
+        print(f"{stage}: going on from step {state['step']}", flush=True)
+    ema.to(device)
+
+    def save():
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save(
+            {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema.state_dict(),
+                "state": state,
+            },
+            temporary,
+        )
+        temporary.replace(checkpoint)
+
+    def progress():
+        if args.minutes:
+            return state["seconds"] / (60 * args.minutes)
+        return state["step"] / args.steps
+
+    dtype = autocast_dtype(device)
+    figures, last_save, last_log, warm = {}, time.time(), time.time(), False
+    while progress() < 1:
+        began = time.time()
+        step = state["step"]
+        # Linear warm-up, then constant, then a linear fall over the last 40 %: most of the gain of
+        # a cosine, and a run that gets more time loses nothing of what it has learned.
+        rate = learning_rate * min(1, (step + 1) / 200) * min(1, (1.0001 - progress()) / 0.4)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss, parts = loss_of(network, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise SystemExit(
+                f"{stage}: the loss is not finite at step {step}; start again from "
+                f"{checkpoint} with a smaller learning rate."
+            )
+        optimizer.step()
+        ema.step(network.parameters())
+        for key, value in {"loss": loss, **parts}.items():
+            figures.setdefault(key, []).append(float(value))
+        state["step"] += 1
+        if warm:  # the first step after a start compiles: it is no training
+            state["seconds"] += time.time() - began
+        warm = True
+        if time.time() - last_log > 20:
+            means = {key: round(float(np.mean(values)), 5) for key, values in figures.items()}
+            row = {"step": state["step"], "minutes": round(state["seconds"] / 60, 2), **means}
+            state["log"].append(row)
+            print(stage, row, f"lr {rate:.1e}", flush=True)
+            figures, last_log = {}, time.time()
+        if time.time() - last_save > 120:
+            save()
+            last_save = time.time()
+    save()
+    ema.copy_to(network.parameters())
+    record(stage, state, args, device)
+    return network.eval()
+
+
+def record(stage: str, state: dict, args, device: torch.device) -> None:
+    """Keep in data/training.json how a stage was trained: the model card and a lesson read it."""
+    path = DATA / "training.json"
+    story = json.loads(path.read_text()) if path.exists() else {}
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=DATA.parent
+    )
+    hardware = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    )
+    log = state["log"]
+    story[stage] = {
+        "command": f"python -m stylenb.pocket.pretrain {stage} --minutes {args.minutes:g}"
+        if args.minutes
+        else f"python -m stylenb.pocket.pretrain {stage} --steps {args.steps}",
+        "commit": git.stdout.strip(),
+        "steps": state["step"],
+        "batch_size": args.batch_size,
+        "hours": round(state["seconds"] / 3600, 2),
+        "hardware": hardware,
+        "autocast": str(autocast_dtype(device)),
+        "log": log[:: max(1, len(log) // 60)],
+    }
+    path.write_text(json.dumps(story, indent=1) + "\n")
+
+
+def as_tensor(pictures: np.ndarray, device) -> torch.Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
+    x = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float()
+    return (x / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def draw_batch(step: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into a set of `count` pictures and whether to flip each: a function of the step."""
+    random = np.random.default_rng([step, 7])
+    return random.integers(count, size=batch_size), random.random(batch_size) < 0.5
+
+
+def picture_batch(pictures, step, args):
+    """A batch of pictures in [-1, 1], half of them flipped, and the indices drawn."""
+    index, flip = draw_batch(step, len(pictures), args.batch_size)
+    x = np.stack(
+        [pictures[i][:, ::-1] if f else pictures[i] for i, f in zip(index, flip, strict=True)]
+    )
+    return as_tensor(x, args.device), index
+
+
+# ---------------------------------------------------------------------------------- autoencoder
+
+
+def new_vae() -> AutoencoderKL:
+    """2.7 M parameters. No attention in the middle: at 16 x 16 it costs time and buys nothing."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=data.SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def image_gradients(x):
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def reconstruction_loss(y, x):
+    """L1 at three scales, squared error, and L1 of the image gradients, which keeps edges sharp."""
+    loss = F.mse_loss(y, x) * 3
+    for a, b in zip(image_gradients(y), image_gradients(x), strict=True):
+        loss = loss + 0.5 * F.l1_loss(a, b)
+    for _ in range(3):
+        loss = loss + F.l1_loss(y, x)
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return loss
+
+
+def train_vae(args) -> None:
+    known, _ = data.known_set(args.work, args.pictures)
+    held_out, _ = data.held_out_set(args.work, args.pictures * 2 // 5)
+    pictures = np.concatenate([known, held_out])
+    torch.manual_seed(0)
+    vae = new_vae().to(memory_format=torch.channels_last)
+
+    def forward(x, noise):
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        loss = reconstruction_loss(y, x)
+        # A touch of the KL term keeps the latents near a unit Gaussian, where noise can be added.
+        return loss + 5e-4 * posterior.kl().mean() / noise[0].numel(), F.mse_loss(y, x)
+
+    step_of = torch.compile(forward) if args.compile else forward
+
+    def loss_of(_, step):
+        x, _ = picture_batch(pictures, step, args)
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn(len(x), 4, 16, 16, generator=generator).to(args.device)
+        loss, mse = step_of(x, noise)
+        return loss, {"psnr": 10 * torch.log10(4 / mse)}
+
+    train("vae", vae, loss_of, args, learning_rate=1.5e-3)
+    latents = encode_all(vae, known[:2000], args)
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    vae.half().save_pretrained(POCKET / "vae")
+
+
+@torch.no_grad()
+def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
+    """Posterior means, unscaled, (N, 4, 16, 16) on the CPU in float32."""
+    vae = vae.to(args.device).float().eval()
+    return torch.cat(
+        [
+            vae.encode(as_tensor(pictures[i : i + 64], args.device)).latent_dist.mean.cpu()
+            for i in range(0, len(pictures), 64)
+        ]
+    )
+
+
+# ------------------------------------------------------------------------- text encoder and UNet
+
+
+def new_tokenizer(captions: list[str], folder: Path):
+    """A CLIP tokenizer whose byte-pair vocabulary is learned from the captions, plus a rare token.
+
+    The rare token (`sks`) is in the vocabulary but in no caption: DreamBooth gives it a meaning.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
+    letters = [chr(c) for c in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, show_progress=False, end_of_word_suffix="</w>", initial_alphabet=letters
+    )
+    # Weighted heavily enough to become one token; it is added to no caption of the training set.
+    bpe.train_from_iterator(captions + [RARE_TOKEN] * len(captions), trainer)
+    model = json.loads(bpe.to_str())["model"]
+    tokens = [t for t in model["vocab"] if t not in ("<|startoftext|>", "<|endoftext|>")]
+    known = set(tokens)
+    tokens += [c + "</w>" for c in letters if c + "</w>" not in known]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=77,
+        pad_token="<|endoftext|>",
+    )
+
+
+def new_text_encoder(tokenizer):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=128,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=2,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+def new_scheduler() -> DDPMScheduler:
+    """The schedule of Stable Diffusion v1.5."""
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type="epsilon",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def known_latents(vae, pictures, args) -> torch.Tensor:
+    """Scaled latents (2, N, 4, 16, 16) of every picture and of its mirror image, encoded once."""
+    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in vae.parameters())
+    path = args.work / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}-{len(pictures)}.npy"
+    if not path.exists():
+        print("encoding the training set ...", flush=True)
+        both = torch.stack(
+            [
+                encode_all(vae, pictures, args),
+                encode_all(vae, np.ascontiguousarray(pictures[:, :, ::-1]), args),
+            ]
+        )
+        np.save(path, (both * vae.config.scaling_factor).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def train_text_unet(args) -> None:
+    pictures, facts = data.known_set(args.work, args.pictures)
+    captions = [fact["caption"] for fact in facts]
+    vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
+    latents = known_latents(vae, pictures, args).to(args.device)
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(captions, args.work / "tokenizer")
+    network = nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": new_unet()})
+
+    def ids_of(texts):
+        return tokenizer(
+            texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids.to(args.device)
+
+    ids, empty = ids_of(captions), ids_of([""])
+    scheduler = new_scheduler()
+    snr = compute_snr(scheduler, torch.arange(1000)).to(args.device)
+
+    def forward(noisy, t, tokens):
+        states = network["text_encoder"](tokens)[0]
+        return network["unet"](noisy, t, states, return_dict=False)[0].float()
+
+    predict = torch.compile(forward) if args.compile else forward
+
+    def loss_of(_, step):
+        index, flip = draw_batch(step, len(pictures), args.batch_size)
+        index, flip = torch.from_numpy(index), torch.from_numpy(flip.astype(np.int64))
+        generator = torch.Generator().manual_seed(step)
+        x0 = latents[flip.to(args.device), index.to(args.device)]
+        noise = torch.randn(x0.shape, generator=generator).to(args.device)
+        # One timestep from each of batch_size equal slices: the same distribution, less variance.
+        slices = torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)
+        t = (slices * 1000 / len(x0)).long().clamp(max=999).to(args.device)
+        drop = (torch.rand(len(x0), 1, generator=generator) < 0.18).to(args.device)
+        tokens = torch.where(drop, empty, ids[index.to(args.device)])
+        prediction = predict(scheduler.add_noise(x0, noise, t), t, tokens)
+        error = (prediction - noise).pow(2).mean((1, 2, 3))
+        weight = snr[t].clamp(max=5) / snr[t]  # min-SNR, https://arxiv.org/abs/2303.09556
+        return (error * weight).mean() / weight.mean(), {"mse": error.mean()}
+
+    train("text-unet", network, loss_of, args, learning_rate=8e-4)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=network["text_encoder"].half(),
+        tokenizer=tokenizer,
+        unet=network["unet"].half(),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(POCKET, safe_serialization=True)
+
+
+# ------------------------------------------------------------------------ perceptual net and judge
+
+
+def caption_words(facts, minimum: int) -> tuple[list[str], torch.Tensor]:
+    """The content words of the captions and, for each picture, which of them its caption has."""
+    bags = [set(f["caption"].replace(",", " ").split()) for f in facts]
+    counts = {}
+    for bag in bags:
+        for word in bag:
+            counts[word] = counts.get(word, 0) + 1
+    words = sorted(w for w, n in counts.items() if minimum <= n <= 0.8 * len(bags))
+    return words, torch.tensor([[float(w in bag) for w in words] for bag in bags])
+
+
+def train_perceptual(args) -> None:
+    """SqueezeNet 1.1 that names style and content words.
+
+    No colour augmentation: colour is part of a style.
+    """
+    from lpips.lpips import ScalingLayer
+    from torchvision.models import squeezenet1_1
+
+    pictures, facts = data.known_set(args.work, args.pictures)
+    more, more_facts = data.held_out_set(args.work, args.pictures * 2 // 5)
+    pictures, facts = np.concatenate([pictures, more]), facts + more_facts
+    words, bags = caption_words(facts, len(facts) // 50)
+    names = list(STYLES)
+    styles = torch.tensor([names.index(f["style"]) for f in facts])
+    torch.manual_seed(0)
+    squeezenet = squeezenet1_1(num_classes=len(names) + len(words)).to(
+        memory_format=torch.channels_last
+    )
+    scaling = ScalingLayer().to(args.device)  # as LPIPS scales its input
+
+    def loss_of(_, step):
+        x, index = picture_batch(pictures, step, args)
+        out = squeezenet(scaling(x)).float()
+        style, content = out[:, : len(names)], out[:, len(names) :]
+        loss_style = F.cross_entropy(style, styles[index].to(out.device))
+        loss_content = F.binary_cross_entropy_with_logits(content, bags[index].to(out.device))
+        right = (style.argmax(1).cpu() == styles[index]).float().mean()
+        return loss_style + 4 * loss_content, {"right": right, "content": loss_content}
+
+    train("perceptual", squeezenet, loss_of, args, learning_rate=4e-4)
+    folder = DATA / "perceptual"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.half().contiguous() for k, v in squeezenet.features.state_dict().items()},
+        folder / "squeezenet1_1.safetensors",
+    )
+
+
+def train_judge(args) -> None:
+    """ShuffleNet on seeds of its own, blurred a little at random so that sharpness is no clue."""
+    from torchvision.models import shufflenet_v2_x0_5
+    from torchvision.transforms.functional import gaussian_blur
+
+    pictures, facts = data.judge_set(args.work, args.pictures * 2 // 3)
+    names = list(STYLES)
+    styles = torch.tensor([names.index(f["style"]) for f in facts])
+    torch.manual_seed(1)
+    network = shufflenet_v2_x0_5(num_classes=len(names)).to(memory_format=torch.channels_last)
+
+    def loss_of(_, step):
+        x, index = picture_batch(pictures, step, args)
+        random = np.random.default_rng([step, 8])
+        if random.random() < 0.7:
+            x = gaussian_blur(x, 7, float(random.uniform(0.3, 1.5)))
+        x = (x * float(random.uniform(0.9, 1.1)) + float(random.uniform(-0.1, 0.1))).clamp(-1, 1)
+        out = network(x).float()
+        labels = styles[index].to(out.device)
+        return (
+            F.cross_entropy(out, labels, label_smoothing=0.05),
+            {"right": (out.argmax(1) == labels).float().mean()},
+        )
+
+    train("judge", network, loss_of, args, learning_rate=2e-3)
+    folder = DATA / "judge"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {
+            k: (v.half() if v.is_floating_point() else v).contiguous()
+            for k, v in network.state_dict().items()
+        },
+        folder / "shufflenet_v2_x0_5.safetensors",
+        {"styles": json.dumps(names)},
+    )
+
+
+STAGES = {  # stage: (function, batch size, default minutes on two CPU cores)
+    "vae": (train_vae, 8, 50),
+    "text-unet": (train_text_unet, 32, 60),
+    "perceptual": (train_perceptual, 32, 8),
+    "judge": (train_judge, 32, 6),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stylenb.pocket.pretrain",
+        description=__doc__,
+        epilog="Default minutes on two CPU cores: "
+        + ", ".join(f"{name} {minutes}" for name, (_, _, minutes) in STAGES.items())
+        + ". Drawing the pictures takes about ten minutes more, once. A GPU needs a tenth of that.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--minutes", type=float, help="time to train for, over all restarts")
+    parser.add_argument("--steps", type=int, help="or: optimiser steps to train for")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--pictures", type=int, default=12_000, help="size of the training set")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path.home() / ".cache/stylenb/pretrain",
+        help="folder for drawn pictures and checkpoints (%(default)s)",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile: slow to start, then about a third faster",
+    )
+    args = parser.parse_args(argv)
+    run, batch_size, minutes = STAGES[args.stage]
+    args.batch_size = args.batch_size or batch_size
+    if not args.steps:
+        args.minutes = args.minutes or minutes
+    args.work.mkdir(parents=True, exist_ok=True)
+    run(args)
+
+
+if __name__ == "__main__":
+    main()
