@@ -181,6 +181,23 @@ def test_public_names_are_found_on_first_use():
         stylenb.no_such_name  # noqa: B018
 
 
+def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, gradient):
+    model = stylenb.load(tiny_folder, device="cpu")
+    pictures = [gradient.resize((64, 64)).rotate(90 * i) for i in range(4)]
+    stylenb.train_lora(model, pictures, "mine", rank=2, steps=2, batch_size=2, progress=False)
+    lora = stylenb.save_lora(model, tmp_path / "mine.safetensors", "mine")
+    output = tmp_path / "out.png"
+    command = ["stylize", photo, "--style", lora, "--output", output, "--base", tiny_folder]
+    command = [str(part) for part in [*command, "--steps", 3, "--strength", 0.7]]
+    assert main(command) == 0
+    first = output.read_bytes()
+    assert Image.open(output).size == (64, 64)
+    assert main(command) == 0
+    assert output.read_bytes() == first  # the same seed gives the same bytes
+    assert main([*command, "--seed", "1"]) == 0
+    assert output.read_bytes() != first
+
+
 # --- with the shipped model and styles ---
 
 

@@ -107,6 +107,8 @@ def test_only_what_is_missing_or_too_old_is_installed(installed, pip):
 def test_a_torch_that_imports_is_never_named(installed, pip):
     installed(torch=None, torchvision=None, numpy=None, lpips=None)  # as in some conda set-ups
     assert doctor.install_missing() == ["lpips>=0.1.4"]
+    installed(numpy="1.0.0", lpips=None)  # too old, but moving it would break the running kernel
+    assert doctor.install_missing() == ["lpips>=0.1.4"]
 
 
 def test_a_hosted_notebook_keeps_its_own_jupyter_and_opencv(installed, pip, monkeypatch):
