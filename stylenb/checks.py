@@ -32,7 +32,7 @@ def check(name: str, answer: Callable) -> Callable:
     """
     exercise = EXERCISES[name]
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
-    trials = [exercise.inputs(generator) for _ in range(3)]
+    trials = [exercise.inputs(generator) for _ in range(4)]
     try:
         results = [answer(*_copies(trial)) for trial in trials]
     except NotImplementedError:
@@ -104,12 +104,13 @@ def _sizes(generator: torch.Generator, low: int, high: int, count: int) -> list[
 
 def steps_run(steps: int, strength: float) -> int:
     """How many of ``steps`` denoising steps are run at ``strength``, 0 to 1."""
-    return int(steps * strength)
+    return max(1, round(steps * strength))
 
 
 def _steps_inputs(generator):
-    steps, strength = _sizes(generator, 11, 60, 2)
-    return steps, (strength % 9 + 1) / 10 + 0.03
+    run = _sizes(generator, 5, 20, 1)[0]
+    away = 0.3 if torch.rand(1, generator=generator) < 0.5 else -0.3
+    return 30, (run + away) / 30  # to the nearest number of steps, that is neither up nor down
 
 
 # --- 01 the VAE latent space
@@ -172,14 +173,11 @@ EXERCISES = {
         steps_run,
         _steps_inputs,
         {
-            lambda n, s: n: "That is every step. At strength 0.5, half of them are skipped.",
-            lambda n, s: (
-                n - int(n * s)
-            ): "Those are the skipped ones. Strength says how many are run.",
-            lambda n, s: (
-                n * s
-            ): "Right idea, but a step cannot be run in part: make it a whole number.",
-            lambda n, s: math.ceil(n * s): "Close: it is rounded down, not up.",
+            lambda n, s: n: "That is every step; at strength 0.5, half of them are skipped.",
+            lambda n, s: n - round(n * s): "Those are the skipped ones; count the ones that run.",
+            lambda n, s: n * s: "Right idea, but no step runs in part: round to a whole number.",
+            lambda n, s: int(n * s): "Close: int() always rounds down; take the nearest number.",
+            lambda n, s: math.ceil(n * s): "Close: take the nearest whole number, not the next.",
         },
     ),
     "compression_factor": Exercise(

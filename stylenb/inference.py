@@ -12,7 +12,7 @@ from PIL import Image
 
 from .base import Base, load
 from .errors import StylenbError
-from .lora import load_lora, set_scale
+from .lora import find_lora, load_lora, set_scale
 from .photos import open_photo, to_pictures, to_tensor
 
 _load_once = lru_cache(maxsize=1)(load)
@@ -64,10 +64,12 @@ def stylize(
         raise StylenbError(f"strength lies above 0 and up to 1, not {strength}.")
     if not 1 <= steps <= 1000:
         raise StylenbError(f"steps is a whole number from 1 to 1000, not {steps}.")
+    if style is not None:
+        style = find_lora(style)  # before a large base is loaded in vain
     if not isinstance(base, Base):
         base = _load_once(base)
     photo = open_photo(image, size=base.image_size, fit=fit)
-    set_scale(base, style if style is None else load_lora(base, style), scale)
+    set_scale(base, style and load_lora(base, style), scale)
     try:
         latents = denoise(base, base.encode(to_tensor(photo)), strength, steps, seed)
     finally:

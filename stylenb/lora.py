@@ -147,6 +147,8 @@ def save_lora(base: Base, path: str | Path, name: str = "style", about: dict | N
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "target_modules": sorted(config.target_modules),
+        "rank_pattern": {},  # diffusers 0.37 cannot do without these two
+        "alpha_pattern": {},
     }
     metadata = {
         "format": "pt",

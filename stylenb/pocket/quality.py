@@ -1,7 +1,8 @@
 """Measure the pocket model on seeds that no network was trained on.
 
 `python -m stylenb.pocket.quality` prints the table; with `--record` it is also written into the
-model card, data/README.md, together with the sheets data/samples.png and data/reconstructions.png.
+model card, data/README.md, together with the sheets data/samples.png, data/reconstructions.png
+and data/stylised.png.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from stylenb.base import DATA, Base, load
+from stylenb.inference import stylize
+from stylenb.lora import available_styles
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_pictures, to_tensor
 from stylenb.pocket.data import TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
@@ -81,6 +84,38 @@ def prompted_samples(count: int, guidance: float = GUIDANCE, batch: int = 25):
     return pictures, styles
 
 
+def lora_accuracy(base: Base, count: int) -> dict[str, float]:
+    """For every shipped LoRA: the share of `count` stylised test scenes judged to be its style."""
+    scenes = [draw_scene(TEST_SEEDS + i).picture for i in range(count)]
+    return {
+        style: float(
+            np.mean(
+                [
+                    guess == style
+                    for guess in judge(
+                        [stylize(scene, style, seed=i, base=base) for i, scene in enumerate(scenes)]
+                    )
+                ]
+            )
+        )
+        for style in available_styles()
+    }
+
+
+def stylised_sheet(base: Base) -> Image.Image:
+    """Three photographs and two test scenes, and each of them in every shipped style."""
+    inputs = [sample_photo(name, base.image_size) for name in ("chelsea", "coffee", "astronaut")]
+    inputs += [draw_scene(TEST_SEEDS + i).picture for i in (2, 4)]
+    return tile(
+        [
+            picture
+            for photo in inputs
+            for picture in (photo, *(stylize(photo, s, base=base) for s in available_styles()))
+        ],
+        1 + len(available_styles()),
+    )
+
+
 def tile(pictures: list, columns: int) -> Image.Image:
     """One picture of many."""
     width, height = pictures[0].size
@@ -143,13 +178,19 @@ def measure(
             "90 %",
         )
     )
+    loras = lora_accuracy(base, 16)
     if sheets:
+        stylised_sheet(base).save(sheets / "stylised.png")
         tile(pictures[:56], 7).save(sheets / "samples.png")
         both = [p for style in STYLES for p in styled_scenes(style, 1)] + photos[:6]
         again = reconstruct(base, both)
         tile(
             [x for i in range(0, len(both), 10) for x in both[i : i + 10] + again[i : i + 10]], 10
         ).save(sheets / "reconstructions.png")
+    rows += [
+        (f"LoRA {style}: stylised scenes judged to be it", f"{100 * share:.0f} %", "")
+        for style, share in loras.items()
+    ]
     lines = ["| measured | value | aim |", "| --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += [

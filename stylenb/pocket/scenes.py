@@ -39,22 +39,39 @@ def _mix(a, b, t: float):
 # Sky colours: zenith, middle, horizon.
 SKIES = {
     "dawn": [
-        "5a79b8 e9a6a6 ffe0b0", "7c6fb0 f0a9b8 ffd9c0", "4f8fa8 f5c9a0 fff0c8",
-        "93acd8 f4c7cf fbe8d3", "6fb5b0 f2d5b0 fff1cf", "496a9c c98fae ffc9a3",
+        "5a79b8 e9a6a6 ffe0b0",
+        "7c6fb0 f0a9b8 ffd9c0",
+        "4f8fa8 f5c9a0 fff0c8",
+        "93acd8 f4c7cf fbe8d3",
+        "6fb5b0 f2d5b0 fff1cf",
+        "496a9c c98fae ffc9a3",
     ],
     "day": [
-        "3f8fd2 86c0ea dff0f5", "2f9fb8 86cfd0 f1efd8", "6db3e6 a9d6f0 fdf3dc",
-        "1f66b0 5fa3dc cfe6ef", "6faac0 bcd6cc f7e2b5", "8f9fd6 bcc3e8 f3e6ee",
-        "4aa3a0 9fd8c6 f4f1d6", "5596d8 9cc6f0 ffe9dc",
+        "3f8fd2 86c0ea dff0f5",
+        "2f9fb8 86cfd0 f1efd8",
+        "6db3e6 a9d6f0 fdf3dc",
+        "1f66b0 5fa3dc cfe6ef",
+        "6faac0 bcd6cc f7e2b5",
+        "8f9fd6 bcc3e8 f3e6ee",
+        "4aa3a0 9fd8c6 f4f1d6",
+        "5596d8 9cc6f0 ffe9dc",
     ],
     "dusk": [
-        "2d2f6b b0487a ffab5c", "3b2a5e d9534f ffc15e", "1f4a74 e07a5f ffd28a",
-        "51306e c75b93 ffb199", "6b2737 e2583e ffd166", "22425c 8a6f9c f7b69a",
+        "2d2f6b b0487a ffab5c",
+        "3b2a5e d9534f ffc15e",
+        "1f4a74 e07a5f ffd28a",
+        "51306e c75b93 ffb199",
+        "6b2737 e2583e ffd166",
+        "22425c 8a6f9c f7b69a",
         "1d3557 6d5a8c ff8e72",
     ],
     "night": [
-        "0b1540 1c3370 3f639e", "07182b 123a5a 2f7088", "140f3a 34246b 6a4c93",
-        "0a1f2e 17434c 3b7a70", "101326 262c4a 52597d", "1a1030 45235a 8a4a7a",
+        "0b1540 1c3370 3f639e",
+        "07182b 123a5a 2f7088",
+        "140f3a 34246b 6a4c93",
+        "0a1f2e 17434c 3b7a70",
+        "101326 262c4a 52597d",
+        "1a1030 45235a 8a4a7a",
     ],
 }
 OVERCAST = {
@@ -65,8 +82,10 @@ OVERCAST = {
 }
 # What the light does to a colour seen in full daylight.
 TINTS = {
-    "dawn": (1.0, 0.90, 0.88), "day": (1.0, 1.0, 1.0),
-    "dusk": (0.80, 0.61, 0.66), "night": (0.34, 0.42, 0.61),
+    "dawn": (1.0, 0.90, 0.88),
+    "day": (1.0, 1.0, 1.0),
+    "dusk": (0.80, 0.61, 0.66),
+    "night": (0.34, 0.42, 0.61),
 }
 LIGHTS = {"dawn": "fff0c4", "day": "fffbe6", "dusk": "ffe2a0", "night": "eef2ff"}
 GROUNDS = {
@@ -78,8 +97,14 @@ GROUNDS = {
     "lavender": ["9a84c6", "8a76bd", "ad94d0"],
 }
 WALLS = {
-    "red": "c0392f", "white": "f3efe6", "yellow": "efc04a", "blue": "4f86b8",
-    "orange": "dd7b35", "pink": "e79aa5", "brown": "8a5a3c", "green": "5d9070",
+    "red": "c0392f",
+    "white": "f3efe6",
+    "yellow": "efc04a",
+    "blue": "4f86b8",
+    "orange": "dd7b35",
+    "pink": "e79aa5",
+    "brown": "8a5a3c",
+    "green": "5d9070",
 }
 ROOFS = ["5a4038", "8f3b2e", "4a4f5c", "a8563a", "3f5566", "6b5b4d"]
 RIDGES = ["4f7f6a", "5b6c8f", "6a5f88", "3f6f80", "7d6a72", "56755a", "8a6f5c"]
@@ -89,10 +114,14 @@ LEAVES = {
     "autumn": ["d9772b", "c9502b", "e3a52f", "b5402f"],
     "blossom": ["f0a6bd", "f5c2cf", "e68aa9"],
 }
-SAILS = {"white": "faf6ec", "red": "d2493a", "yellow": "f2c04b", "orange": "e8863a",
-         "blue": "5d93c4"}
-HULLS = {"brown": "7a4a30", "red": "b03a2e", "white": "efe9dc", "blue": "34618f",
-         "green": "4a7d62"}
+SAILS = {
+    "white": "faf6ec",
+    "red": "d2493a",
+    "yellow": "f2c04b",
+    "orange": "e8863a",
+    "blue": "5d93c4",
+}
+HULLS = {"brown": "7a4a30", "red": "b03a2e", "white": "efe9dc", "blue": "34618f", "green": "4a7d62"}
 BLACK, WHITE = _hex("000000"), _hex("ffffff")
 _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
@@ -171,8 +200,9 @@ class _Canvas:
             ax, ay, bx, by = axis
             dx, dy = bx - ax, by - ay
             length = dx * dx + dy * dy
-            along = ((self.axis[None, x0:x1] - ax) * np.float32(dx / length)
-                     + (self.axis[y0:y1, None] - ay) * np.float32(dy / length))
+            along = (self.axis[None, x0:x1] - ax) * np.float32(dx / length) + (
+                self.axis[y0:y1, None] - ay
+            ) * np.float32(dy / length)
             colour = colour + (to[:, None, None] - colour) * np.clip(along, 0, 1)
         view += cover * (colour - view)
         if label is not None:
@@ -182,8 +212,9 @@ class _Canvas:
         """Lighten towards `colour`, falling off smoothly from (x, y)."""
         reach = 2.6 * radius
         x0, x1 = (int(np.clip(v * self.k, 0, self.n)) for v in (x - reach, x + reach))
-        y0, y1 = (int(np.clip(v * self.k, 0, self.n))
-                  for v in (y - reach * squash, y + reach * squash))
+        y0, y1 = (
+            int(np.clip(v * self.k, 0, self.n)) for v in (y - reach * squash, y + reach * squash)
+        )
         if x1 <= x0 or y1 <= y0:
             return
         gx = np.exp(-(((self.axis[x0:x1] - x) / radius) ** 2))
@@ -198,8 +229,7 @@ class _Canvas:
         self.pix += cover[None, :, None] * (colour[:, None, None] - self.pix)
 
     def picture(self, size: int) -> Image.Image:
-        pixels = cv2.resize(self.pix.transpose(1, 2, 0), (size, size),
-                            interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(self.pix.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_AREA)
         return Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
 
 
@@ -246,8 +276,9 @@ class _Scene:
 
     def choose(self):
         self.time = self.pick(["dawn", "day", "dusk", "night"], [0.22, 0.36, 0.22, 0.20])
-        self.layout = self.pick(["lake", "meadow", "sea", "river", "peaks"],
-                                [0.28, 0.27, 0.18, 0.14, 0.13])
+        self.layout = self.pick(
+            ["lake", "meadow", "sea", "river", "peaks"], [0.28, 0.27, 0.18, 0.14, 0.13]
+        )
         self.overcast = self.chance(0.05 if self.time == "night" else 0.16)
         skies = OVERCAST if self.overcast else SKIES
         self.sky = [self.hue(code) for code in self.pick(skies[self.time]).split()]
@@ -276,8 +307,9 @@ class _Scene:
         if self.ground == "snow":
             self.trees = ["conifer"]
         else:
-            self.trees = self.pick([["conifer"], ["broadleaf"], ["conifer", "broadleaf"]],
-                                   [0.34, 0.42, 0.24])
+            self.trees = self.pick(
+                [["conifer"], ["broadleaf"], ["conifer", "broadleaf"]], [0.34, 0.42, 0.24]
+            )
         if self.ground == "sand":
             self.trees = ["broadleaf"]
         self.ridge_colour = self.hue(RIDGES)
@@ -327,8 +359,9 @@ class _Scene:
             foot = self.curve(self.u(30, 46), 6, self.u(0.6, 1.1))
             colour = self.hue(["3fe0a0", "5ce6b8", "6fd0e0", "a07fe8"])
             for rise, alpha in ((9, 0.28), (18, 0.22), (30, 0.15)):
-                self.c.fill(np.concatenate([foot, (foot - (0, rise))[::-1]]), colour,
-                            alpha=alpha, blur=2.6)
+                self.c.fill(
+                    np.concatenate([foot, (foot - (0, rise))[::-1]]), colour, alpha=alpha, blur=2.6
+                )
 
     def draw_moon(self):
         c = self.c
@@ -343,8 +376,14 @@ class _Scene:
         if full:
             c.fill(disc, colour, label=label)
             for dx, dy, r in ((-0.3, -0.2, 0.3), (0.3, 0.25, 0.24)):
-                c.fill(_ellipse(self.sun_x + dx * radius, self.sun_y + dy * radius,
-                                r * radius, r * radius), colour * 0.86, alpha=0.6, blur=0.5)
+                c.fill(
+                    _ellipse(
+                        self.sun_x + dx * radius, self.sun_y + dy * radius, r * radius, r * radius
+                    ),
+                    colour * 0.86,
+                    alpha=0.6,
+                    blur=0.5,
+                )
         else:
             inner = _CIRCLE * radius * 0.92 + (self.sun_x + 0.62 * radius, self.sun_y - 1.2)
             gap = np.hypot(*(disc - inner.mean(0)).T) >= 0.92 * radius
@@ -373,8 +412,15 @@ class _Scene:
             r = height * self.u(0.5, 0.85) * (1.15 - abs(t) * 1.6)
             puffs.append(_ellipse(x + t * width, y - r * 0.55, r * 1.15, r))
         label = self.c.label("cloud")
-        self.c.fill(puffs, top, bottom, (x, y - height, x, y + height * 0.35),
-                    alpha=0.9, blur=0.9, label=label)
+        self.c.fill(
+            puffs,
+            top,
+            bottom,
+            (x, y - height, x, y + height * 0.35),
+            alpha=0.9,
+            blur=0.9,
+            label=label,
+        )
         self.c.done(label)
 
     def draw_stratus(self, count, alpha):
@@ -386,8 +432,10 @@ class _Scene:
             if self.overcast:
                 colour = _mix(self.sky[i % 3], WHITE if self.time == "day" else self.sky[2], 0.3)
             width = self.u(28, 60)
-            bars = [_ellipse(x, y, width, self.u(3, 5.5)),
-                    _ellipse(x + self.u(-25, 25), y + self.u(2, 4), width * 0.6, self.u(2.5, 4))]
+            bars = [
+                _ellipse(x, y, width, self.u(3, 5.5)),
+                _ellipse(x + self.u(-25, 25), y + self.u(2, 4), width * 0.6, self.u(2.5, 4)),
+            ]
             label = self.c.label("cloud")
             self.c.fill(bars, colour, alpha=alpha, blur=1.8, label=label)
             self.c.done(label)
@@ -398,8 +446,12 @@ class _Scene:
         xs = np.linspace(-4, 132, 40)
         ys = np.full_like(xs, base)
         for octave in (1, 2.1, 3.7):
-            ys += amplitude / octave * np.sin(
-                xs / 128 * 2 * np.pi * waves * octave + self.u(0, 2 * np.pi)) * self.u(0.5, 1)
+            ys += (
+                amplitude
+                / octave
+                * np.sin(xs / 128 * 2 * np.pi * waves * octave + self.u(0, 2 * np.pi))
+                * self.u(0.5, 1)
+            )
         return np.stack([xs, ys], 1)
 
     def under(self, line, bottom=132.0) -> np.ndarray:
@@ -409,8 +461,13 @@ class _Scene:
         line = self.curve(base - height * 0.6, height * 0.5, self.u(0.5, 1.3))
         colour = self.tone(self.ridge_colour, depth)
         label = self.c.label(name)
-        self.c.fill(self.under(line, base + 3), colour, _mix(colour, self.haze, 0.5),
-                    (0, base - height, 0, base + 3), label=label)
+        self.c.fill(
+            self.under(line, base + 3),
+            colour,
+            _mix(colour, self.haze, 0.5),
+            (0, base - height, 0, base + 3),
+            label=label,
+        )
         self.c.done(label)
 
     def draw_mountains(self, base, height, depth, snow):
@@ -429,16 +486,24 @@ class _Scene:
             dark = self.tone(self.ridge_colour * 0.72, depth)
             foot = _mix(bright, self.haze, 0.55)
             shoulder = self.u(0.4, 0.6)
-            outline = np.array([
-                apex, (x + half * shoulder * 0.8, base - h * (1 - shoulder)),
-                (x + half, base + 2), (x - half, base + 2),
-                (x - half * shoulder * 0.85, base - h * (1 - shoulder))])
+            outline = np.array(
+                [
+                    apex,
+                    (x + half * shoulder * 0.8, base - h * (1 - shoulder)),
+                    (x + half, base + 2),
+                    (x - half, base + 2),
+                    (x - half * shoulder * 0.85, base - h * (1 - shoulder)),
+                ]
+            )
             axis = (0, base - h, 0, base + 2)
             self.c.fill(outline, bright, foot, axis, label=label)
             away = -lit
-            crease = [(x + away * half * 0.02, base - h * 0.72), (x + lit * half * 0.10,
-                      base - h * 0.5), (x + away * half * 0.08, base - h * 0.22),
-                      (x + lit * half * 0.12, base + 2)]
+            crease = [
+                (x + away * half * 0.02, base - h * 0.72),
+                (x + lit * half * 0.10, base - h * 0.5),
+                (x + away * half * 0.08, base - h * 0.22),
+                (x + lit * half * 0.12, base + 2),
+            ]
             edge = outline[1:3] if away > 0 else outline[[4, 3]]
             shade = np.array([apex, *crease, *edge[::-1]])
             self.c.fill(shade, dark, _mix(dark, self.haze, 0.6), axis, label=label)
@@ -447,8 +512,14 @@ class _Scene:
                 w = half * t * 0.95 if t < shoulder else half * t * 0.85
                 w = min(w, half * shoulder * 0.8 / shoulder * t)
                 y = base - h * (1 - t)
-                teeth = [(x + w, y), (x + w * 0.5, y - h * 0.06), (x + w * 0.2, y + h * 0.06),
-                         (x - w * 0.2, y - h * 0.05), (x - w * 0.55, y + h * 0.05), (x - w, y)]
+                teeth = [
+                    (x + w, y),
+                    (x + w * 0.5, y - h * 0.06),
+                    (x + w * 0.2, y + h * 0.06),
+                    (x - w * 0.2, y - h * 0.05),
+                    (x - w * 0.55, y + h * 0.05),
+                    (x - w, y),
+                ]
                 white = self.tone(_hex("fdfdff"), depth * 0.5, 0.25)
                 self.c.fill(np.array([apex, *teeth]), white, label=caps)
                 grey = self.tone(_hex("b9c8de"), depth * 0.6, 0.15)
@@ -487,12 +558,20 @@ class _Scene:
 
     def island(self, x, half, height, depth):
         xs = np.linspace(-1, 1, 24)
-        ys = self.horizon + 0.5 - height * (1 - xs**2) ** 1.2 * (
-            1 + 0.22 * np.sin(xs * self.u(4, 9) + self.u(0, 6)))
+        ys = (
+            self.horizon
+            + 0.5
+            - height * (1 - xs**2) ** 1.2 * (1 + 0.22 * np.sin(xs * self.u(4, 9) + self.u(0, 6)))
+        )
         colour = self.tone(self.ridge_colour, depth)
         label = self.c.label("hills")
-        self.c.fill(np.stack([x + xs * half, ys], 1), colour, _mix(colour, self.haze, 0.4),
-                    (0, self.horizon - height, 0, self.horizon), label=label)
+        self.c.fill(
+            np.stack([x + xs * half, ys], 1),
+            colour,
+            _mix(colour, self.haze, 0.4),
+            (0, self.horizon - height, 0, self.horizon),
+            label=label,
+        )
         self.c.done(label)
 
     # --- land and water nearby ------------------------------------------------------------
@@ -507,8 +586,13 @@ class _Scene:
         far = self.tone(_mix(colour, self.light, 0.18), depth, keep)
         top = line[:, 1].min()
         label = self.c.label("ground")
-        self.c.fill(self.under(line, bottom), far, near,
-                    (self.sun_x, top, 128 - self.sun_x, top + 40), label=label)
+        self.c.fill(
+            self.under(line, bottom),
+            far,
+            near,
+            (self.sun_x, top, 128 - self.sun_x, top + 40),
+            label=label,
+        )
         self.c.done(label)
         if self.rows and line[:, 1].mean() > self.horizon + 5:
             self.draw_furrows(line[:, 1].min(), label, near)
@@ -517,8 +601,10 @@ class _Scene:
         """Rows of a field that run together at a point behind the horizon."""
         vanish, far = self.vanish, top - 10
         for foot in np.arange(vanish - 320, vanish + 320, 36):
-            at = [(vanish + (foot + w - vanish) * t, far + (136 - far) * t)
-                  for w, t in ((0, 0.1), (16, 0.1), (16, 1), (0, 1))]
+            at = [
+                (vanish + (foot + w - vanish) * t, far + (136 - far) * t)
+                for w, t in ((0, 0.1), (16, 0.1), (16, 1), (0, 1))
+            ]
             self.c.fill(np.array(at), colour * 0.8, alpha=0.5, blur=0.5, on=label)
 
     def draw_bushes(self, line_y, spread):
@@ -532,11 +618,16 @@ class _Scene:
                 leaf = self.hue("dfe6ee")
             depth, lit = self.depth_at(y), self.side(x)
             self.shadow(x, y, r * 1.5)
-            puffs = [_ellipse(x + dx * r, y - r * h, r * h * 1.15, r * h)
-                     for dx, h in ((0, 0.9), (-1.05, 0.62), (1.0, 0.68))]
-            self.c.fill(puffs, self.tone(_mix(leaf, self.light, 0.15), depth),
-                        self.tone(leaf * 0.62, depth),
-                        (x + lit * r, y - 1.5 * r, x - lit * r, y))
+            puffs = [
+                _ellipse(x + dx * r, y - r * h, r * h * 1.15, r * h)
+                for dx, h in ((0, 0.9), (-1.05, 0.62), (1.0, 0.68))
+            ]
+            self.c.fill(
+                puffs,
+                self.tone(_mix(leaf, self.light, 0.15), depth),
+                self.tone(leaf * 0.62, depth),
+                (x + lit * r, y - 1.5 * r, x - lit * r, y),
+            )
 
     def reflect(self, shore, shape):
         """Water in `shape`: what stands above the line y = shore, mirrored, softened and blued."""
@@ -550,8 +641,11 @@ class _Scene:
         source = np.clip(2 * top - rows - 1 + np.rint(ripple * c.k).astype(int), 0, c.n - 1)
         mirror = c.pix[:, source]
         river = self.layout == "river"  # narrow water is told from a path by its colour alone
-        deep = self.tone(_hex(self.pick(["2f6f8f", "2a5f86", "3a8288"])), 0.1 if river else 0.25,
-                         0.5 if river else 0.0)
+        deep = self.tone(
+            _hex(self.pick(["2f6f8f", "2a5f86", "3a8288"])),
+            0.1 if river else 0.25,
+            0.5 if river else 0.0,
+        )
         body = _mix(_mix(self.sky[1], self.sky[0], 0.4), deep, 0.45)
         start = 0.2
         if river:
@@ -561,8 +655,9 @@ class _Scene:
             mirror[plane] = cv2.blur(mirror[plane], (int(4 * c.k) | 1, int(2 * c.k) | 1))
         mirror += t * (body[:, None, None] - mirror)
         mask = np.zeros((c.n, c.n), np.uint8)
-        cv2.fillPoly(mask, [np.rint((shape * c.k - 0.5) * 16).astype(np.int32)], 255,
-                     cv2.LINE_AA, 4)
+        cv2.fillPoly(
+            mask, [np.rint((shape * c.k - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4
+        )
         mask = mask[top:]
         view = c.pix[:, top:]
         view += (mask * np.float32(1 / 255)) * (mirror - view)
@@ -578,8 +673,13 @@ class _Scene:
         y, width = shore + 3.0, self.u(7, 11)
         while y < bottom - 3:
             x = self.sun_x + self.u(-4, 4)
-            self.c.fill(_ellipse(x, y, width * self.u(0.45, 1.15), 1.5), self.light,
-                        alpha=self.u(0.3, 0.55), blur=1.0, on=self.water_label)
+            self.c.fill(
+                _ellipse(x, y, width * self.u(0.45, 1.15), 1.5),
+                self.light,
+                alpha=self.u(0.3, 0.55),
+                blur=1.0,
+                on=self.water_label,
+            )
             y += self.u(4.5, 8)
             width *= 1.06
 
@@ -587,8 +687,13 @@ class _Scene:
         for _ in range(int(self.u(2, 6))):
             y = self.u(shore + 5, bottom)
             colour = self.pick([self.sky[2], self.sky[1], self.light])
-            self.c.fill(_ellipse(self.u(0, 128), y, self.u(10, 24), self.u(1.3, 2)), colour,
-                        alpha=0.3, blur=1.0, on=self.water_label)
+            self.c.fill(
+                _ellipse(self.u(0, 128), y, self.u(10, 24), self.u(1.3, 2)),
+                colour,
+                alpha=0.3,
+                blur=1.0,
+                on=self.water_label,
+            )
 
     def ribbon(self, x0, y0, x1, y1, w0, w1, bend):
         """A tapering band that winds from (x0, y0) far away to (x1, y1) nearby."""
@@ -597,14 +702,14 @@ class _Scene:
         mid = x0 + (x1 - x0) * t + bend * np.sin(t * np.pi * 1.6) * (0.25 + t)
         half = (w0 + (w1 - w0) * t**1.5) / 2
         self.ways.append((y, mid, half))
-        return np.concatenate([np.stack([mid - half, y], 1),
-                               np.stack([mid + half, y], 1)[::-1]])
+        return np.concatenate([np.stack([mid - half, y], 1), np.stack([mid + half, y], 1)[::-1]])
 
     def blocked(self, x, y, half) -> bool:
         """Would a thing of this half width stand on a path, in the river or in a house?"""
         for ys, mid, wide in self.ways:
             if ys[0] - 2 <= y <= ys[-1] and abs(x - np.interp(y, ys, mid)) < (
-                    np.interp(y, ys, wide) + half):
+                np.interp(y, ys, wide) + half
+            ):
                 return True
         return any(abs(x - hx) < half + hw and y > hy - 16 for hx, hy, hw in self.plots)
 
@@ -612,15 +717,24 @@ class _Scene:
         base = {"snow": "b9bccb", "sand": "c9a671"}.get(self.ground, "d9bf93")
         colour = self.tone(self.hue(base), 0.1)
         label = self.c.label("path")
-        self.c.fill(shape, _mix(colour, self.haze, 0.25), colour * 0.92,
-                    (0, shape[:, 1].min(), 0, 132), label=label)
+        self.c.fill(
+            shape,
+            _mix(colour, self.haze, 0.25),
+            colour * 0.92,
+            (0, shape[:, 1].min(), 0, 132),
+            label=label,
+        )
         self.c.done(label)
 
     # --- things ---------------------------------------------------------------------------
     def shadow(self, x, y, half):
         away = -self.side(x)
-        self.c.fill(_ellipse(x + away * half * 0.5, y, half * 1.3, max(1.6, half * 0.24)),
-                    self.tone(_hex("25304a")), alpha=0.12 if self.overcast else 0.26, blur=0.9)
+        self.c.fill(
+            _ellipse(x + away * half * 0.5, y, half * 1.3, max(1.6, half * 0.24)),
+            self.tone(_hex("25304a")),
+            alpha=0.12 if self.overcast else 0.26,
+            blur=0.9,
+        )
 
     def draw_conifer(self, x, y, height):
         depth = self.depth_at(y)
@@ -634,14 +748,21 @@ class _Scene:
         label = self.c.label("conifer")
         self.shadow(x, y, half)
         stem = max(1.3, height * 0.05)
-        self.c.fill(_box(x - stem, y - height * 0.2, x + stem, y),
-                    self.tone(_hex("5a4334"), depth), label=label)
+        self.c.fill(
+            _box(x - stem, y - height * 0.2, x + stem, y),
+            self.tone(_hex("5a4334"), depth),
+            label=label,
+        )
         for low, high, wide in ((0.10, 0.55, 1.0), (0.34, 0.78, 0.78), (0.58, 1.0, 0.54)):
             w, yl, yh = half * wide, y - height * low, y - height * high
             tier = np.array([(x, yh), (x + w, yl), (x, yl + height * 0.04), (x - w, yl)])
-            self.c.fill(tier, bright, dark,
-                        (x + lit * w * 0.8, yl, x - lit * w * 0.7, yl - height * 0.12),
-                        label=label)
+            self.c.fill(
+                tier,
+                bright,
+                dark,
+                (x + lit * w * 0.8, yl, x - lit * w * 0.7, yl - height * 0.12),
+                label=label,
+            )
         self.c.done(label)
 
     def draw_broadleaf(self, x, y, height):
@@ -654,19 +775,39 @@ class _Scene:
         r = height * self.u(0.27, 0.34)
         self.shadow(x, y, r)
         stem = max(1.4, height * 0.055)
-        trunk = np.array([(x - stem * 0.7, y - height * 0.6), (x + stem * 0.7, y - height * 0.6),
-                          (x + stem * 1.2, y), (x - stem * 1.2, y)])
+        trunk = np.array(
+            [
+                (x - stem * 0.7, y - height * 0.6),
+                (x + stem * 0.7, y - height * 0.6),
+                (x + stem * 1.2, y),
+                (x - stem * 1.2, y),
+            ]
+        )
         self.c.fill(trunk, self.tone(self.hue("6b4a36"), depth), label=label)
         cy = y - height + r
         crown = [_ellipse(x, cy, r * 0.95, r)]
         for dx, dy, s in ((-0.62, 0.32, 0.68), (0.62, 0.30, 0.70), (0.0, 0.55, 0.72)):
-            crown.append(_ellipse(x + (dx + self.u(-0.1, 0.1)) * r, cy + dy * r,
-                                  r * s * self.u(0.92, 1.1), r * s * 0.9))
-        self.c.fill(crown, bright, dark,
-                    (x + lit * r * 0.9, cy - r * 0.8, x - lit * r * 0.8, cy + r * 1.1),
-                    label=label)
-        self.c.fill(_ellipse(x + lit * r * 0.35, cy - r * 0.25, r * 0.5, r * 0.42),
-                    _mix(bright, self.light, 0.25), alpha=0.45, blur=r * 0.1)
+            crown.append(
+                _ellipse(
+                    x + (dx + self.u(-0.1, 0.1)) * r,
+                    cy + dy * r,
+                    r * s * self.u(0.92, 1.1),
+                    r * s * 0.9,
+                )
+            )
+        self.c.fill(
+            crown,
+            bright,
+            dark,
+            (x + lit * r * 0.9, cy - r * 0.8, x - lit * r * 0.8, cy + r * 1.1),
+            label=label,
+        )
+        self.c.fill(
+            _ellipse(x + lit * r * 0.35, cy - r * 0.25, r * 0.5, r * 0.42),
+            _mix(bright, self.light, 0.25),
+            alpha=0.45,
+            blur=r * 0.1,
+        )
         self.c.done(label)
 
     def draw_tree(self, x, y, height):
@@ -685,8 +826,13 @@ class _Scene:
         points += [(x, y - height * 0.25), (x, y + 2)]
         green = self.tone(self.hue(CONIFERS), self.depth_at(y) + 0.1)
         label = self.c.label("forest")
-        self.c.fill(np.array(points), green, _mix(green, self.haze, 0.35),
-                    (0, y - height, 0, y + 2), label=label)
+        self.c.fill(
+            np.array(points),
+            green,
+            _mix(green, self.haze, 0.35),
+            (0, y - height, 0, y + 2),
+            label=label,
+        )
         self.c.done(label)
 
     def draw_house(self, x, y, width):
@@ -716,35 +862,91 @@ class _Scene:
         self.shadow(x, y, width * 0.55)
         a, b = (bright, dark) if front_lit else (dark, bright)
         eave = width * 0.05
-        c.fill(at([(0, 0), (front, 0), (front, high), (front / 2, high + gable), (0, high)]), a,
-               label=label)
-        c.fill(at([(front, 0), (width, 0), (width, high), (front, high)]), b, b * 0.9,
-               (x, y - high, x, y), label=label)
+        c.fill(
+            at([(0, 0), (front, 0), (front, high), (front / 2, high + gable), (0, high)]),
+            a,
+            label=label,
+        )
+        c.fill(
+            at([(front, 0), (width, 0), (width, high), (front, high)]),
+            b,
+            b * 0.9,
+            (x, y - high, x, y),
+            label=label,
+        )
         top = self.tone(_mix(roof, self.light, 0.15), depth, keep)
-        c.fill(at([(front / 2, high + gable + eave * 0.6), (front / 2 + side, high + gable
-               + eave * 0.6), (width + eave, high - eave), (front + eave, high - eave)]),
-               top, top * 0.84, (x, y - high - gable, x, y - high), label=label)
+        c.fill(
+            at(
+                [
+                    (front / 2, high + gable + eave * 0.6),
+                    (front / 2 + side, high + gable + eave * 0.6),
+                    (width + eave, high - eave),
+                    (front + eave, high - eave),
+                ]
+            ),
+            top,
+            top * 0.84,
+            (x, y - high - gable, x, y - high),
+            label=label,
+        )
         edge = max(1.3, width * 0.06)
         under = self.tone(roof * 0.72, depth, keep)
-        c.fill(at([(front / 2, high + gable + eave), (front / 2, high + gable - edge * 1.2),
-               (-eave, high - eave * 1.2 - edge * 0.4), (-eave, high - eave + edge)]), under,
-               label=label)
+        c.fill(
+            at(
+                [
+                    (front / 2, high + gable + eave),
+                    (front / 2, high + gable - edge * 1.2),
+                    (-eave, high - eave * 1.2 - edge * 0.4),
+                    (-eave, high - eave + edge),
+                ]
+            ),
+            under,
+            label=label,
+        )
         if self.chance(0.6):
             cx = front / 2 + side * 0.62
-            c.fill(at([(cx, high + gable * 0.7), (cx + width * 0.1, high + gable * 0.7),
-                   (cx + width * 0.1, high + gable * 1.45), (cx, high + gable * 1.45)]),
-                   self.tone(_hex("8a5648"), depth, keep), label=label)
+            c.fill(
+                at(
+                    [
+                        (cx, high + gable * 0.7),
+                        (cx + width * 0.1, high + gable * 0.7),
+                        (cx + width * 0.1, high + gable * 1.45),
+                        (cx, high + gable * 1.45),
+                    ]
+                ),
+                self.tone(_hex("8a5648"), depth, keep),
+                label=label,
+            )
         pane = _hex("ffd98a") if lit_windows else self.tone(_hex("4b6178"), depth)
         door = self.tone(_hex("5b3a2a"), depth, keep)
         dw = max(3.0, front * 0.3)
-        c.fill(at([((front - dw) / 2, 0), ((front + dw) / 2, 0), ((front + dw) / 2, high * 0.66),
-               ((front - dw) / 2, high * 0.66)]), door, label=label)
+        c.fill(
+            at(
+                [
+                    ((front - dw) / 2, 0),
+                    ((front + dw) / 2, 0),
+                    ((front + dw) / 2, high * 0.66),
+                    ((front - dw) / 2, high * 0.66),
+                ]
+            ),
+            door,
+            label=label,
+        )
         size = max(3.0, min(side * 0.22, high * 0.45))
         spots = [(front + side * s, high * 0.52) for s in ((0.3, 0.72) if side > 13 else (0.5,))]
         for px, py in spots:
-            c.fill(at([(px - size / 2, py - size / 2), (px + size / 2, py - size / 2),
-                   (px + size / 2, py + size / 2), (px - size / 2, py + size / 2)]), pane,
-                   label=label)
+            c.fill(
+                at(
+                    [
+                        (px - size / 2, py - size / 2),
+                        (px + size / 2, py - size / 2),
+                        (px + size / 2, py + size / 2),
+                        (px - size / 2, py + size / 2),
+                    ]
+                ),
+                pane,
+                label=label,
+            )
         if lit_windows:
             for px, py in spots:
                 gx, gy = at([(px, py)])[0]
@@ -764,19 +966,37 @@ class _Scene:
 
         def ring(t0, t1, paint, grow=0.0):
             w0, w1 = (low + (high - low) * t + grow for t in (t0, t1))
-            shape = np.array([(x - w1, y - height * t1), (x + w1, y - height * t1),
-                              (x + w0, y - height * t0), (x - w0, y - height * t0)])
-            c.fill(shape, self.tone(_mix(paint, self.light, 0.1), 0, 0.25),
-                   self.tone(paint * 0.66, 0, 0.25), (x + lit * low, 0, x - lit * low, 0),
-                   label=label)
+            shape = np.array(
+                [
+                    (x - w1, y - height * t1),
+                    (x + w1, y - height * t1),
+                    (x + w0, y - height * t0),
+                    (x - w0, y - height * t0),
+                ]
+            )
+            c.fill(
+                shape,
+                self.tone(_mix(paint, self.light, 0.1), 0, 0.25),
+                self.tone(paint * 0.66, 0, 0.25),
+                (x + lit * low, 0, x - lit * low, 0),
+                label=label,
+            )
 
         for i in range(5):
             ring(i * 0.155, (i + 1) * 0.155, _hex("f5f1e8") if i % 2 else other)
         ring(0.76, 0.80, _hex("3f4a5c"), 1.4)
         ring(0.80, 0.90, _hex("ffe9a8"), -0.8)
-        c.fill(np.array([(x - high * 1.15, y - height * 0.895), (x, y - height),
-                         (x + high * 1.15, y - height * 0.895)]), self.tone(other * 0.8, 0, 0.2),
-               label=label)
+        c.fill(
+            np.array(
+                [
+                    (x - high * 1.15, y - height * 0.895),
+                    (x, y - height),
+                    (x + high * 1.15, y - height * 0.895),
+                ]
+            ),
+            self.tone(other * 0.8, 0, 0.2),
+            label=label,
+        )
         if self.time in ("dusk", "night"):
             c.glow(x, y - height * 0.85, 13, _hex("ffe08a"), 0.6)
             c.fill(_ellipse(x, y - height * 0.85, 2.2, 2.4), _hex("fff6d0"))
@@ -790,21 +1010,52 @@ class _Scene:
         hull = self.tone(self.hue(HULLS[hull_name]), depth, 0.25)
         turn = self.pick([-1, 1])
         high = width * 0.2
-        parts = [(np.array([(-0.5, 1.0), (0.54, 1.15), (0.36, 0.0), (-0.38, 0.0)])
-                  * (width, high), hull, hull * 0.75)]
+        parts = [
+            (
+                np.array([(-0.5, 1.0), (0.54, 1.15), (0.36, 0.0), (-0.38, 0.0)]) * (width, high),
+                hull,
+                hull * 0.75,
+            )
+        ]
         sail_name = None
         if kind == "sailing":
             sail_name = self.pick(SAILS, [4, 2, 1, 1, 1])
             sail = self.tone(self.hue(SAILS[sail_name]), depth, 0.45)
             tall = width * self.u(1.0, 1.25)
-            parts.append((np.array([(-0.03 * width, tall + high), (-0.03 * width, high * 1.25),
-                                    (-0.46 * width, high * 1.35)]), sail, sail * 0.86))
-            parts.append((np.array([(0.04 * width, tall * 0.86 + high),
-                                    (0.46 * width, high * 1.5), (0.04 * width, high * 1.25)]),
-                          _mix(sail, BLACK, 0.12), sail * 0.9))
+            parts.append(
+                (
+                    np.array(
+                        [
+                            (-0.03 * width, tall + high),
+                            (-0.03 * width, high * 1.25),
+                            (-0.46 * width, high * 1.35),
+                        ]
+                    ),
+                    sail,
+                    sail * 0.86,
+                )
+            )
+            parts.append(
+                (
+                    np.array(
+                        [
+                            (0.04 * width, tall * 0.86 + high),
+                            (0.46 * width, high * 1.5),
+                            (0.04 * width, high * 1.25),
+                        ]
+                    ),
+                    _mix(sail, BLACK, 0.12),
+                    sail * 0.9,
+                )
+            )
         else:
-            parts.append((_ellipse(0.02 * width, high * 1.02, width * 0.40, high * 0.24),
-                          hull * 0.55, hull * 0.4))
+            parts.append(
+                (
+                    _ellipse(0.02 * width, high * 1.02, width * 0.40, high * 0.24),
+                    hull * 0.55,
+                    hull * 0.4,
+                )
+            )
         mirror = [p * (turn, 0.8) + (x, y) for p, _, _ in parts]
         for shape, (_, colour, _) in zip(mirror, parts, strict=True):
             c.fill(shape, _mix(colour, self.sky[1], 0.2), alpha=0.38, blur=0.8)
@@ -859,8 +1110,10 @@ class _Scene:
     def draw_lake(self):
         shore = self.horizon + self.u(4, 9)
         bank = self.curve(self.horizon + 1, 1.2, 1.0)
+
         def at(x):
             return float(np.interp(x, bank[:, 0], bank[:, 1]))
+
         if "conifer" in self.trees and self.chance(0.55):
             self.draw_forest(self.horizon + 3, self.u(9, 14))
         self.draw_land(bank, self.ground_colour, shore)
@@ -897,8 +1150,12 @@ class _Scene:
             line = self.curve(bottom + 4, 2.5, 0.6)
             line[:, 1] += (line[:, 0] - 64) / 64 * slope
             foam = line - (0, 2.2)
-            self.c.fill(np.concatenate([foam, (line + (0, 2))[::-1]]),
-                        self.tone(_hex("fbfdff"), 0, 0.3), alpha=0.75, blur=0.8)
+            self.c.fill(
+                np.concatenate([foam, (line + (0, 2))[::-1]]),
+                self.tone(_hex("fbfdff"), 0, 0.3),
+                alpha=0.75,
+                blur=0.8,
+            )
             self.draw_land(line, self.ground_colour)
             high = 104.0 if slope < 0 else 24.0  # the side where the beach is broad
             x = high + self.u(-8, 8)
@@ -908,8 +1165,12 @@ class _Scene:
                 self.draw_house(x, min(y + 9, 121), self.u(24, 34))
             elif kind == "lighthouse":
                 self.draw_lighthouse(x, y + 8, self.u(44, 56))
-            self.scatter(lambda x: float(np.interp(x, line[:, 0], line[:, 1])) + 5,
-                         int(self.u(0, 5)), self.u(24, 36), 8)
+            self.scatter(
+                lambda x: float(np.interp(x, line[:, 0], line[:, 1])) + 5,
+                int(self.u(0, 5)),
+                self.u(24, 36),
+                8,
+            )
 
     def draw_meadow(self, river=False):
         top = self.horizon + 1
@@ -923,8 +1184,9 @@ class _Scene:
         places = self.rng.permutation([26.0, 64.0, 102.0])
         if river:
             x0 = self.u(30, 98)
-            shape = self.ribbon(x0, top + 4, self.u(34, 94), 132, 7, self.u(48, 72),
-                                self.u(-26, 26))
+            shape = self.ribbon(
+                x0, top + 4, self.u(34, 94), 132, 7, self.u(48, 72), self.u(-26, 26)
+            )
             self.reflect(top + 1, shape)
             self.draw_glitter(top + 12, 124)
             if self.chance(0.35):
@@ -932,8 +1194,12 @@ class _Scene:
                 y = self.u(106, 116)
                 self.draw_boat(float(np.interp(y, ys, mid)), y, self.u(20, 24))
             rolls = []
-        self.scatter(lambda x: float(np.interp(x, far[:, 0], far[:, 1])) + 2,
-                     int(self.u(1, 7)), self.u(12, 18), 5)
+        self.scatter(
+            lambda x: float(np.interp(x, far[:, 0], far[:, 1])) + 2,
+            int(self.u(1, 7)),
+            self.u(12, 18),
+            5,
+        )
         line, path = far, None
         for i, (base, amplitude) in enumerate(rolls):
             line = self.curve(base, amplitude, self.u(0.5, 0.9))
@@ -942,8 +1208,12 @@ class _Scene:
             if i == 0:
                 path = self.place_houses(line, places[:houses], 6, self.u(24, 34))
                 self.draw_bushes(lambda x, at=line: float(np.interp(x, at[:, 0], at[:, 1])), 8)
-                self.scatter(lambda x, at=line: float(np.interp(x, at[:, 0], at[:, 1])) + 3,
-                             int(self.u(1, 6)), self.u(22, 32), 6)
+                self.scatter(
+                    lambda x, at=line: float(np.interp(x, at[:, 0], at[:, 1])) + 3,
+                    int(self.u(1, 6)),
+                    self.u(22, 32),
+                    6,
+                )
         if path is not None:
             self.draw_path(path)
         if river:
@@ -965,8 +1235,9 @@ class _Scene:
         for i, (y, x, w) in enumerate(sorted(doors)):
             door = self.draw_house(x, y, w)
             if i == len(doors) - 1 and self.layout != "river" and self.chance(0.65):
-                path = self.ribbon(door, y + 0.3, self.u(30, 98), 134, 4.5, self.u(16, 26),
-                                   self.u(-14, 14))
+                path = self.ribbon(
+                    door, y + 0.3, self.u(30, 98), 134, 4.5, self.u(16, 26), self.u(-14, 14)
+                )
         return path
 
     def draw_peaks(self):
@@ -978,8 +1249,12 @@ class _Scene:
             path = self.place_houses(line, [self.u(30, 98)], 10, self.u(22, 32))
             if path is not None:
                 self.draw_path(path)
-        self.scatter(lambda x: float(np.interp(x, line[:, 0], line[:, 1])) + 4,
-                     int(self.u(3, 10)), self.u(24, 38), 14)
+        self.scatter(
+            lambda x: float(np.interp(x, line[:, 0], line[:, 1])) + 4,
+            int(self.u(3, 10)),
+            self.u(24, 38),
+            14,
+        )
         if self.chance(0.5):
             self.frame(108)
 
@@ -992,9 +1267,13 @@ class _Scene:
         self.choose()
         self.draw_sky()
         self.draw_background()
-        {"lake": self.draw_lake, "sea": self.draw_sea, "peaks": self.draw_peaks,
-         "meadow": self.draw_meadow,
-         "river": lambda: self.draw_meadow(river=True)}[self.layout]()
+        {
+            "lake": self.draw_lake,
+            "sea": self.draw_sea,
+            "peaks": self.draw_peaks,
+            "meadow": self.draw_meadow,
+            "river": lambda: self.draw_meadow(river=True),
+        }[self.layout]()
         if not self.overcast:
             self.c.glow(self.sun_x, self.sun_y, 70, self.light, 0.10)
 
@@ -1018,14 +1297,16 @@ class _Scene:
         def large(name, least):
             return bool(total.get(name, 0) >= least)
 
-        trees = {kind: int(sum(a > 40 for a in seen.get(kind, []))) for kind in
-                 ("conifer", "broadleaf")}
+        trees = {
+            kind: int(sum(a > 40 for a in seen.get(kind, []))) for kind in ("conifer", "broadleaf")
+        }
         return {
             "time": self.time,
             "overcast": self.overcast,
             "sun": large("sun", 45),
-            "moon": next((m.split()[0] for m in ("full moon", "crescent moon")
-                          if large(m, 25)), None),
+            "moon": next(
+                (m.split()[0] for m in ("full moon", "crescent moon") if large(m, 25)), None
+            ),
             "stars": bool(self.facts.get("stars")),
             "northern_lights": bool(self.facts.get("northern_lights")),
             "clouds": large("cloud", 150) and not self.overcast,
@@ -1034,7 +1315,8 @@ class _Scene:
             "snow_caps": large("snowcaps", 60) and large("mountains", 250),
             "hills": large("hills", 250) and not large("mountains", 250),
             "water": {"lake": "lake", "sea": "sea", "river": "river"}.get(self.layout)
-            if large("water", 400) else None,
+            if large("water", 400)
+            else None,
             "ground": self.ground if large("ground", 700) else None,
             "path": large("path", 90),
             "lighthouse": large("lighthouse", 150),
@@ -1052,10 +1334,13 @@ class _Scene:
         say = self.pick
         numbers = {2: "two", 3: "three"}
         ground = {
-            "meadow": ["a green meadow", "a green field"], "snow": ["a snowy field", "snow"],
+            "meadow": ["a green meadow", "a green field"],
+            "snow": ["a snowy field", "snow"],
             "sand": ["the sand", "a sandy beach"] if f["water"] == "sea" else ["the sand"],
-            "autumn": ["an autumn field", "an autumn meadow"], "wheat": ["a wheat field"],
-            "lavender": ["a lavender field"]}.get(f["ground"])
+            "autumn": ["an autumn field", "an autumn meadow"],
+            "wheat": ["a wheat field"],
+            "lavender": ["a lavender field"],
+        }.get(f["ground"])
         water = {"lake": "a lake", "sea": "the sea", "river": "a river"}.get(f["water"])
         houses = f["houses"]
         if len(houses) == 1:
@@ -1082,37 +1367,47 @@ class _Scene:
         if f["moon"]:
             subject += f" under a {f['moon']} moon"
         elif f["sun"] and self.chance(0.6):
-            subject += {"day": " in the sun", "dawn": " under a rising sun",
-                        "dusk": " under a setting sun"}[f["time"]]
+            subject += {
+                "day": " in the sun",
+                "dawn": " under a rising sun",
+                "dusk": " under a setting sun",
+            }[f["time"]]
         elif f["overcast"]:
-            clauses.append(say(["overcast sky", "grey sky"]) if f["time"] == "day"
-                           else "overcast sky")
+            clauses.append(
+                say(["overcast sky", "grey sky"]) if f["time"] == "day" else "overcast sky"
+            )
         boats = []
         for kind in ("sailing", "rowing"):
             colours = f[f"{kind}_boats"]
             if len(colours) == 1:
                 if kind == "sailing":
-                    boats.append(f"a boat with {colours[0]} sails" if self.chance(0.5)
-                                 else "a sailing boat")
+                    boats.append(
+                        f"a boat with {colours[0]} sails" if self.chance(0.5) else "a sailing boat"
+                    )
                 else:
                     boats.append("a rowing boat")
             elif colours:
                 boats.append(f"two {kind} boats")
         clauses += boats
         if f["mountains"]:
-            clauses.append(say(["snowy mountains", "mountains with snow"]) if f["snow_caps"]
-                           else "mountains")
+            clauses.append(
+                say(["snowy mountains", "mountains with snow"]) if f["snow_caps"] else "mountains"
+            )
         elif f["hills"]:
             clauses.append("hills")
-        leaf = {"green": "broadleaf trees", "autumn": "autumn trees", "blossom":
-                "pink blossom trees"}.get(f["leaves"])
+        leaf = {
+            "green": "broadleaf trees",
+            "autumn": "autumn trees",
+            "blossom": "pink blossom trees",
+        }.get(f["leaves"])
         if f["conifers"]:
             clauses.append("conifer trees" if f["conifers"] > 1 else "a conifer tree")
         elif f["forest"]:
             clauses.append("a conifer forest")
         if leaf:
-            clauses.append(leaf if f["broadleaves"] > 1 else
-                           ("an " if leaf[0] == "a" else "a ") + leaf[:-1])
+            clauses.append(
+                leaf if f["broadleaves"] > 1 else ("an " if leaf[0] == "a" else "a ") + leaf[:-1]
+            )
         if f["path"]:
             clauses.append(say(["a path", "a winding path"]))
         if f["lit_windows"]:
@@ -1126,9 +1421,14 @@ class _Scene:
         if f["mist"] and self.chance(0.7):
             clauses.append("mist")
         clauses = [clauses[i] for i in self.rng.permutation(len(clauses))]
-        when = say({"dawn": ["dawn", "early morning"], "day": ["day", "daytime"],
-                    "dusk": ["dusk", "sunset", "evening"], "night": ["night", "at night"]}
-                   [f["time"]])
+        when = say(
+            {
+                "dawn": ["dawn", "early morning"],
+                "day": ["day", "daytime"],
+                "dusk": ["dusk", "sunset", "evening"],
+                "night": ["night", "at night"],
+            }[f["time"]]
+        )
         if f["overcast"] and when == "sunset":
             when = "evening"
         while len(" ".join([subject, *clauses, when]).split()) > 28:

@@ -31,12 +31,14 @@ def _outline(rng, kind: str, radius: float) -> list[np.ndarray]:
         return [np.array([(-1, -squash), (1, -squash), (1, squash), (-1, squash)]) * radius * 0.9]
     if kind == "polygon":
         count = int(rng.integers(3, 8))
-        turn = np.sort(rng.uniform(0, 2 * np.pi / count * 0.7, count)
-                       + np.arange(count) * 2 * np.pi / count)
+        turn = np.sort(
+            rng.uniform(0, 2 * np.pi / count * 0.7, count) + np.arange(count) * 2 * np.pi / count
+        )
         return [np.stack([np.cos(turn), np.sin(turn)], 1) * radius]
     if kind == "blob":
-        bumps = 1 + sum(rng.uniform(0.05, 0.22) * np.cos(n * _ANGLES + rng.uniform(0, 6.3))
-                        for n in (2, 3, 4))
+        bumps = 1 + sum(
+            rng.uniform(0.05, 0.22) * np.cos(n * _ANGLES + rng.uniform(0, 6.3)) for n in (2, 3, 4)
+        )
         return [_CIRCLE * bumps[:, None] * radius * 0.9]
     if kind == "ring":
         inner = min(rng.uniform(0.45, 0.7), 1 - 5 / radius)
@@ -65,8 +67,10 @@ def dead_leaves(seed: int, size: int = 128) -> Image.Image:
 
     def shade(first, second, turn, centre, reach, x0, x1, y0, y1):
         """A linear fade from one colour to the other across the shape."""
-        along = ((axis[None, x0:x1] - centre[0]) * np.cos(turn)
-                 + (axis[y0:y1, None] - centre[1]) * np.sin(turn)) / (2 * reach) + 0.5
+        along = (
+            (axis[None, x0:x1] - centre[0]) * np.cos(turn)
+            + (axis[y0:y1, None] - centre[1]) * np.sin(turn)
+        ) / (2 * reach) + 0.5
         return first + (second - first) * np.clip(along, 0, 1).astype(np.float32)
 
     pixels = np.empty((3, n, n), np.float32)
