@@ -168,6 +168,25 @@ def noisy(x: torch.Tensor, noise: torch.Tensor, amount: float) -> torch.Tensor:
     return math.sqrt(1 - amount**2) * x + amount * noise
 
 
+# --- A1 how the pocket model was made
+
+
+def add_noise_at(x: torch.Tensor, noise: torch.Tensor, kept) -> torch.Tensor:
+    """``x`` noised so that the share ``kept`` (alpha bar, 0 to 1) of its variance is left."""
+    return kept**0.5 * x + (1 - kept) ** 0.5 * noise
+
+
+def clean_estimate(noisy: torch.Tensor, noise: torch.Tensor, kept) -> torch.Tensor:
+    """What ``add_noise_at`` was given as ``x``."""
+    return (noisy - (1 - kept) ** 0.5 * noise) / kept**0.5
+
+
+def _kept_inputs(generator):
+    (a,) = _latents_inputs(generator)
+    kept = torch.rand(len(a), 1, 1, 1, generator=generator) * 0.8 + 0.1
+    return a, torch.randn(a.shape, generator=generator), kept
+
+
 EXERCISES = {
     "steps_run": Exercise(
         steps_run,
@@ -267,6 +286,42 @@ EXERCISES = {
                 (1 - s**2) * x + s * n
             ): "The square root is missing over 1 - amount ** 2.",
             lambda x, n, s: s * x + math.sqrt(1 - s**2) * n: "Signal and noise are swapped.",
+        },
+    ),
+    "add_noise_at": Exercise(
+        add_noise_at,
+        _kept_inputs,
+        {
+            lambda x, n, k: (
+                k * x + (1 - k) * n
+            ): "These are variances: the weights are their roots.",
+            lambda x, n, k: k**0.5 * x + n: "The noise needs its weight too: the root of 1 - kept.",
+            lambda x, n, k: x + (1 - k) ** 0.5 * n: "x needs its weight too: the root of kept.",
+            lambda x, n, k: k**0.5 * x + (1 - k**0.5) * n: "Take the root of (1 - kept), not "
+            "1 minus the root.",
+            lambda x, n, k: (1 - k) ** 0.5 * x + k**0.5 * n: "Swapped: kept belongs to x.",
+        },
+    ),
+    "clean_estimate": Exercise(
+        clean_estimate,
+        _kept_inputs,
+        {
+            lambda z, n, k: (
+                z - (1 - k) ** 0.5 * n
+            ): "Half way: now undo the weight of x, by dividing.",
+            lambda z, n, k: (
+                (z - n) / k**0.5
+            ): "The noise was added with a weight: take away as much.",
+            lambda z, n, k: (
+                (z - (1 - k) ** 0.5 * n) / k
+            ): "Divide by the root of kept, not by kept.",
+            lambda z, n, k: (
+                (z - (1 - k) * n) / k
+            ): "These are variances: the weights are their roots.",
+            lambda z, n, k: (z - (1 - k) ** 0.5 * n) * k**0.5: "Divide where you multiply.",
+            lambda z, n, k: (
+                z / k**0.5 - (1 - k) ** 0.5 * n
+            ): "First take the noise away, then divide all of it.",
         },
     ),
 }
