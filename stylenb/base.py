@@ -233,6 +233,17 @@ def device_and_dtype(device=None) -> tuple[torch.device, torch.dtype, str]:
     return cpu, dtype, why + failures
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware really multiplies in it, else None: train in float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return None
+
+
 def _precision(device: torch.device) -> tuple[torch.dtype, str]:
     import torch
 

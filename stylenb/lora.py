@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .base import DATA, Base
+from .base import DATA, Base, autocast_dtype
 from .errors import StylenbError
 from .photos import to_tensor
 
@@ -99,6 +99,7 @@ def train_lora(
             [base.encode(torch.cat([part, part.flip(-1)])) for part in images.split(4)]
         ).float()
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
+    dtype = autocast_dtype(base.device)
     last = base.scheduler.config.num_train_timesteps
     losses = []
     for step in tqdm(range(steps), disable=not progress, desc=name):
@@ -109,7 +110,8 @@ def train_lora(
         # One timestep from each of batch_size equal slices: the same mean, less variance.
         slices = torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)
         t = (slices * last / len(x0)).long().clamp(max=last - 1).to(x0.device)
-        prediction = base.predict_noise(base.scheduler.add_noise(x0, noise, t), t)
+        with torch.autocast(base.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            prediction = base.predict_noise(base.scheduler.add_noise(x0, noise, t), t)
         loss = F.mse_loss(prediction.float(), noise)
         if not torch.isfinite(loss):
             remove_lora(base, name)

@@ -26,28 +26,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from stylenb.base import autocast_dtype
 from stylenb.pocket import data
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 POCKET = DATA / "pocket-sd"
 RARE_TOKEN = "sks"
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware really multiplies in it, else None (train in float32)."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return None
 
 
 class Optimizers:
@@ -370,15 +362,16 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-def new_scheduler() -> DDPMScheduler:
+def new_scheduler() -> DDIMScheduler:
     """The schedule of Stable Diffusion v1.5."""
-    return DDPMScheduler(
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         num_train_timesteps=1000,
         prediction_type="epsilon",
         clip_sample=False,
+        set_alpha_to_one=False,
         steps_offset=1,
     )
 
