@@ -1,8 +1,8 @@
 """Figures for the lessons: small files, a title, and a text alternative that stays in the notebook.
 
 A ``Picture`` is a matplotlib figure outside pyplot, so a cell shows it once, as its last value.
-What it leaves in a notebook is a PNG or a JPEG, whichever is smaller; GitHub, Jupyter and
-nbconvert all draw these. The text alternative is stored twice: as ``alt`` beside the picture,
+What it leaves in a notebook is a PNG for lines and a JPEG for photographs; GitHub, Jupyter and
+nbconvert draw both. The text alternative is stored twice: as ``alt`` beside the picture,
 where nbconvert finds it, and as the output's plain text, for readers that show no pictures.
 """
 
@@ -37,18 +37,14 @@ class Picture(Figure):
 
 
 def _encode(figure: Figure) -> tuple[str, bytes]:
-    drawn = io.BytesIO()
+    drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
     picture = Image.open(drawn).convert("RGB")
-    png, jpeg = io.BytesIO(), io.BytesIO()
     if picture.getcolors(4096):  # lines and text; photographs would turn blotchy with 256 colours
-        picture.quantize(256, dither=Image.Dither.NONE).save(png, format="png", optimize=True)
-    else:
-        picture.save(png, format="png", optimize=True)
-    picture.save(jpeg, format="jpeg", quality=88, subsampling=0)
-    if len(jpeg.getvalue()) < len(png.getvalue()):
-        return "image/jpeg", jpeg.getvalue()
-    return "image/png", png.getvalue()
+        picture.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+        return "image/png", small.getvalue()
+    picture.save(small, format="jpeg", quality=85, subsampling=1)
+    return "image/jpeg", small.getvalue()
 
 
 def figure(width: float = 7, height: float = 3, title: str = "", alt: str = "") -> Picture:

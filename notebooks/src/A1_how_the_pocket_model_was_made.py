@@ -468,8 +468,8 @@ show.sheet(
 # %% [markdown] tags=["instructor"]
 # Likely questions:
 #
-# - *Why two networks and not one?* In pixels the UNet would have 64 × 64 / (8 × 8) = 64 times as
-#   many places to work on in SD's case, at every one of dozens of steps. And it would spend its
+# - *Why two networks and not one?* With a factor of 8, the UNet would have 8 × 8 = 64 times as
+#   many places to work on in pixels, at every one of dozens of steps. And it would spend its
 #   effort on texture, which the decoder can draw from a few numbers.
 # - *Could both be trained together?* Then the latents would change under the UNet's feet. There is
 #   work on it, but first one and then the other is what Stable Diffusion does.
