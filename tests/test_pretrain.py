@@ -1,0 +1,212 @@
+"""Every stage of the training for two steps on a few pictures, a cut run, and the tokenizer."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from stylenb import load, scores
+from stylenb.pocket import pretrain
+from stylenb.pocket.styles import KNOWN, STYLES
+
+STAGES = ("vae", "text-unet", "perceptual", "judge")
+
+
+def run(stage, work, steps=2):
+    few = ["--pictures", "24", "--batch-size", "2", "--device", "cpu"]
+    pretrain.main([stage, "--steps", str(steps), "--work", str(work), *few])
+
+
+def keep_in(folder, monkeypatch):
+    monkeypatch.setattr(pretrain, "DATA", folder)
+    monkeypatch.setattr(pretrain, "POCKET", folder / "pocket-sd")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with data/ and work/ as two steps of every stage leave them."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    (folder / "data").mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        keep_in(folder / "data", monkeypatch)
+        for stage in STAGES:
+            run(stage, folder / "work")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captions(trained):
+    return [f["caption"] for f in json.loads((trained / "work/known-24.json").read_text())]
+
+
+def test_the_folder_opens_in_diffusers_and_as_a_base(trained):
+    folder = trained / "data/pocket-sd"
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a photo of a lake", num_inference_steps=1).images[0].size == (128, 128)
+    base = load(folder, device="cpu")
+    assert base.image_size == 128 and base.empty.shape == (1, 77, 128)
+    weights = sorted(folder.rglob("*.safetensors"))
+    assert len(weights) == 3 and not list(folder.rglob("*.bin"))
+    for path in weights:
+        kinds = {v.dtype for v in load_file(path).values() if v.is_floating_point()}
+        assert kinds == {torch.float16}, path
+
+
+def test_the_scaling_factor_makes_the_latents_unit_size(trained):
+    args = SimpleNamespace(work=trained / "work", device="cpu")
+    base = load(trained / "data/pocket-sd", device="cpu")
+    pictures, _ = pretrain.data.known_set(trained / "work", 24)
+    latents = pretrain.known_latents(base.vae, pictures, args)
+    assert latents.shape == (2, 24, 4, 16, 16)
+    # fp16 weights and the rounding of the factor move it a little
+    assert float(latents[0].std()) == pytest.approx(1, abs=0.02)
+    mirrored = pretrain.encode_all(base.vae, pictures[:1, :, ::-1], args)[0]
+    assert torch.allclose(latents[1, 0], mirrored * base.vae.config.scaling_factor, atol=1e-3)
+
+
+def test_scores_open_the_perceptual_network_and_the_judge(trained, monkeypatch):
+    monkeypatch.setattr(scores, "DATA", trained / "data")
+    network = scores.load_perceptual.__wrapped__()
+    x = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    assert network(x, x).item() == 0 < network(x, -x).item()
+    judge, styles = scores.load_judge.__wrapped__()
+    assert styles == list(STYLES) and judge(x).shape == (1, len(STYLES))
+
+
+def test_the_story_of_each_stage_is_kept(trained):
+    story = json.loads((trained / "data/training.json").read_text())
+    assert set(story) == set(STAGES)
+    for stage, told in story.items():
+        assert told["command"] == f"python -m stylenb.pocket.pretrain {stage} --steps 2"
+        assert (told["steps"], told["batch_size"]) == (2, 2)
+        assert told["hardware"] and isinstance(told["log"], list)
+
+
+def test_a_stage_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    keep_in(folder / "data", monkeypatch)
+    weights = folder / "data/pocket-sd/unet/diffusion_pytorch_model.safetensors"
+    before = load_file(weights)
+    run("text-unet", folder / "work", steps=4)
+    said = capsys.readouterr().out
+    assert "text-unet: going on from step 2" in said
+    assert "drawing" not in said and "encoding" not in said  # both were kept
+    assert json.loads((folder / "data/training.json").read_text())["text-unet"]["steps"] == 4
+    after = load_file(weights)
+    assert any(not torch.equal(after[key], value) for key, value in before.items())
+    run("text-unet", folder / "work", steps=4)  # what is finished is only written again
+    assert "going on from step 4" in capsys.readouterr().out
+    again = load_file(weights)
+    assert all(torch.equal(again[key], value) for key, value in after.items())
+
+
+# --- the loop, on a network of one layer ---
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """train(folder, steps, cut) of a linear layer; a checkpoint is kept after every step."""
+    keep_in(tmp_path, monkeypatch)
+    clock = iter(range(0, 10**9, 200))  # seconds: a step seems to take minutes
+    monkeypatch.setattr(pretrain, "time", SimpleNamespace(time=lambda: next(clock)))
+
+    def train(folder, cut=None, wrong=None):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+        folder.mkdir(exist_ok=True)
+        args = SimpleNamespace(device="cpu", work=folder, steps=6, minutes=None, batch_size=2)
+
+        def loss_of(step, progress):
+            assert progress == step / 6
+            if step == cut:
+                raise KeyboardInterrupt
+            x = torch.randn(2, 4, generator=torch.Generator().manual_seed(step))
+            loss = (network(x) - x.flip(1)).square().mean()
+            return (loss * torch.nan if step == wrong else loss), {"size": x.abs().mean()}
+
+        return pretrain.train("toy", network, loss_of, args).state_dict()
+
+    return train
+
+
+def test_a_cut_run_ends_where_an_uncut_one_does(loop, tmp_path, capsys):
+    whole = loop(tmp_path / "whole")
+    for cut in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            loop(tmp_path / "cut", cut=cut)
+    resumed = loop(tmp_path / "cut")
+    said = capsys.readouterr().out
+    assert "toy: going on from step 2" in said and "toy: going on from step 5" in said
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    log = json.loads((tmp_path / "training.json").read_text())["toy"]["log"]
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    assert all(row["loss"] > 0 and row["size"] > 0 for row in log)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(loop, tmp_path):
+    with pytest.raises(SystemExit, match="toy: the loss is not finite at step 3"):
+        loop(tmp_path / "run", wrong=3)
+    saved = torch.load(tmp_path / "run/toy.ckpt", weights_only=True)
+    assert saved["state"]["step"] == 3
+    assert all(value.isfinite().all() for value in saved["network"].values())
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["toy.ckpt"]
+
+
+# --- the tokenizer ---
+
+
+@pytest.fixture(scope="module")
+def tokenizer(captions, tmp_path_factory):
+    return pretrain.new_tokenizer(captions, tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_the_rare_token_is_one_token_and_in_no_caption(tokenizer, captions):
+    assert tokenizer.tokenize("sks") == ["sks</w>"]
+    start, rare, end = tokenizer("sks").input_ids
+    assert (start, end) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert not any("sks" in caption for caption in captions)
+    assert not any(rare in tokenizer(caption).input_ids for caption in captions)
+
+
+def test_captions_survive_the_round_trip(tokenizer, captions):
+    for caption in captions:
+        ids = tokenizer(caption).input_ids
+        assert len(ids) <= 77 and max(ids) < len(tokenizer)
+        assert tokenizer.eos_token_id not in ids[:-1]  # which is what unknown text becomes
+        back = tokenizer.decode(ids, skip_special_tokens=True)
+        assert back.replace(" ", "") == caption.replace(" ", "")
+    # Words that no caption has are spelt out, not lost.
+    ids = tokenizer("a zebra, quixotic 7").input_ids
+    assert tokenizer.eos_token_id not in ids[1:-1]
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == "azebra,quixotic7"
+
+
+def test_the_same_captions_give_the_same_vocabulary(tokenizer, captions, tmp_path):
+    again = pretrain.new_tokenizer(captions, tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert all(again(c).input_ids == tokenizer(c).input_ids for c in captions)
+
+
+# --- the command line ---
+
+
+def test_help_says_how_long_each_stage_takes(capsys):
+    with pytest.raises(SystemExit) as caught:
+        pretrain.main(["--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for stage in (*STAGES, "loras"):
+        assert f"{stage} {pretrain.STAGES[stage][2]}" in said
+
+
+@pytest.mark.parametrize("arguments", [["paint"], ["loras", "--styles", KNOWN[0]], []])
+def test_a_bad_command_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        pretrain.main(arguments)
+    assert caught.value.code == 2
