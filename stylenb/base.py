@@ -239,7 +239,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return torch.bfloat16
     return None
 
