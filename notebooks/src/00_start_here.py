@@ -115,8 +115,7 @@ show.sheet(
     width=1.4,
     title=f"{styles[0]}, from little strength to all of it",
     alt="Five pictures of growing strength: at first the cat with a touch of style, at last the "
-    "style "
-    "with nothing left of the cat.",
+    "style with nothing left of the cat.",
 )
 
 # %% [markdown]

@@ -71,8 +71,7 @@ show.sheet(
     names,
     title="Our four pictures",
     alt="Two drawn landscapes, a village in snow and houses by a lake at night, and two "
-    "photographs, "
-    "a cat's face and a cup of coffee.",
+    "photographs, a cat's face and a cup of coffee.",
 )
 
 # %% [markdown]
@@ -105,8 +104,7 @@ show.sheet(
     columns=4,
     title="Above: pictures. Below: the same, encoded and decoded",
     alt="The four pictures and below them their reconstructions: the same scenes and colours, a "
-    "little "
-    "softer, with fine detail gone.",
+    "little softer, with fine detail gone.",
 )
 
 # %% [markdown]
@@ -185,8 +183,7 @@ show.error_map(
     back[2],
     title="What the round trip did to the cat",
     alt="The cat, its reconstruction and the map of their difference, which is bright along "
-    "whiskers, "
-    "fur and the rims of the eyes, and dark on smooth ground.",
+    "whiskers, fur and the rims of the eyes, and dark on smooth ground.",
 )
 
 # %% [markdown]
@@ -260,8 +257,7 @@ show.sheet(
     width=1.0,
     title="Stripes and what comes back",
     alt="Stripes of 1 to 16 pixels and their reconstructions. The finest come back wrong or "
-    "smeared, "
-    "wide ones keep their place with soft edges.",
+    "smeared, wide ones keep their place with soft edges.",
 )
 
 # %% [markdown]
@@ -331,8 +327,7 @@ show.sheet(
     pixels=True,
     title="The four latent channels",
     alt="Each picture beside its four latent channels as coarse maps. The layout of the picture "
-    "can be "
-    "made out in every channel, with other parts positive and negative in each.",
+    "can be made out in every channel, with other parts positive and negative in each.",
 )
 
 # %% [markdown]
@@ -357,8 +352,7 @@ show.sheet(
     width=1.4,
     title="The cat with one channel turned up or down",
     alt="Eight versions of the cat. Turning one channel changes brightness or tints the whole "
-    "picture; "
-    "the cat stays where it is.",
+    "picture; the cat stays where it is.",
 )
 
 # %% [markdown]
@@ -394,8 +388,7 @@ show.sheet(
     pixels=True,
     title="Decoding with a 5 × 3 matrix",
     alt="Above, the four pictures as coarse mosaics made by the matrix; below, the true mean "
-    "colours of "
-    "the same patches. They are alike.",
+    "colours of the same patches. They are alike.",
 )
 
 # %% [markdown]
@@ -512,8 +505,7 @@ show.sheet(
     ["right", "scaled twice", "never scaled"],
     title="When the scaling factor is forgotten",
     alt="The cat decoded rightly, and twice with latents of the wrong size: washed out or harsh "
-    "and "
-    "discoloured.",
+    "and discoloured.",
 )
 
 # %% [markdown]
@@ -644,8 +636,7 @@ show.sheet(
     width=1.3,
     title="The same amount of noise in pixels and in latents",
     alt="Two rows with growing noise. In pixels it is fine grain through which the scene stays "
-    "visible; "
-    "in latents, shapes and colours dissolve into soft coloured patches.",
+    "visible; in latents, shapes and colours dissolve into soft coloured patches.",
 )
 
 # %% [markdown]

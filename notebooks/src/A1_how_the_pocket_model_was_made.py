@@ -170,8 +170,7 @@ show.sheet(
     pixels=True,
     title="The autoencoder while it learns",
     alt="Eight scenes that the autoencoder never saw, and below them what it makes of them early "
-    "and "
-    "late in training: grey, then blurred colours, then the scene.",
+    "and late in training: grey, then blurred colours, then the scene.",
 )
 
 # %%
@@ -215,8 +214,7 @@ show.sheet(
     pixels=True,
     title="Is it better than shrinking?",
     alt="Six scenes: the original, shrunk and blown up again, and from the autoencoder, whose "
-    "edges are "
-    "sharper.",
+    "edges are sharper.",
 )
 
 # %% [markdown]
@@ -399,8 +397,7 @@ show.sheet(
     pixels=True,
     title="What the UNet draws while it learns, from the same noise",
     alt="Rows of eight pictures: first noise, then blotches, at last simple landscapes with sky "
-    "above "
-    "and ground below.",
+    "above and ground below.",
 )
 
 # %% [markdown]
