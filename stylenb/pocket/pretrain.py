@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def train(
         optimizers.step(min(1, (step + 1) / 100) * min(1, (1.0001 - progress()) / 0.4))
         ema.step(network.parameters())
         for key, value in {"loss": loss, **parts}.items():
-            figures.setdefault(key, []).append(float(value))
+            figures.setdefault(key, []).append(float(value.detach()))
         state["step"] += 1
         state["seconds"] += time.time() - began
         if time.time() - last_log > 20:
@@ -281,12 +282,13 @@ def train_vae(args) -> None:
 def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
     """Posterior means, unscaled, (N, 4, 16, 16) on the CPU in float32."""
     vae = vae.to(args.device).float().eval()
-    return torch.cat(
-        [
-            vae.encode(as_tensor(pictures[i : i + 64], args.device)).latent_dist.mean.cpu()
-            for i in range(0, len(pictures), 64)
-        ]
-    )
+    dtype = autocast_dtype(torch.device(args.device))
+    latents = []
+    with torch.autocast(args.device, dtype or torch.bfloat16, enabled=dtype is not None):
+        for i in range(0, len(pictures), 64):
+            posterior = vae.encode(as_tensor(pictures[i : i + 64], args.device)).latent_dist
+            latents.append(posterior.mean.float().cpu())
+    return torch.cat(latents)
 
 
 # ------------------------------------------------------------------------- text encoder and UNet
@@ -353,7 +355,7 @@ def new_unet() -> UNet2DConditionModel:
         in_channels=4,
         out_channels=4,
         cross_attention_dim=128,
-        block_out_channels=(80, 160, 224),
+        block_out_channels=(80, 160, 192),
         layers_per_block=1,
         attention_head_dim=4,
         norm_num_groups=16,
@@ -441,6 +443,8 @@ def train_text_unet(args) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(POCKET, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # transformers before 5 reads these
+        shutil.copy(args.work / "tokenizer" / name, POCKET / "tokenizer" / name)
 
 
 # ------------------------------------------------------------------------ perceptual net and judge
