@@ -424,6 +424,7 @@ def _load_folder(name: str, folder: Path, device, dtype) -> Base:
 
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
 
     def part(cls, name):
         return cls.from_pretrained(
@@ -431,8 +432,11 @@ def _load_folder(name: str, folder: Path, device, dtype) -> Base:
             local_files_only=True,
             use_safetensors=True,
             variant=variants[name],
-        ).to(device, dtype)
+            torch_dtype=dtype,
+        ).to(device)
 
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it takes longer to read than the weights to load
     try:
         vae = part(AutoencoderKL, "vae")
         unet = part(UNet2DConditionModel, "unet")
@@ -447,6 +451,9 @@ def _load_folder(name: str, folder: Path, device, dtype) -> Base:
             f"'{folder}' cannot be loaded ({type(error).__name__}: {first}): download or copy "
             "the whole model folder again, or choose another device if memory ran out."
         ) from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
     return Base(name, folder, vae, unet, scheduler, tokenizer, text_encoder, device, dtype)
 
 

@@ -8,6 +8,16 @@ import torch
 from PIL import Image
 
 import stylenb
+import stylenb.base
+
+
+def pytest_collection_modifyitems(items):
+    """Until the UNet is trained and lies in data/pocket-sd, what needs it cannot run."""
+    if not (stylenb.base.DATA / "pocket-sd" / "unet").is_dir():
+        missing = pytest.mark.skip(reason="data/pocket-sd has no UNet yet")
+        for item in items:
+            if item.get_closest_marker("pocket_model"):
+                item.add_marker(missing)
 
 
 @pytest.fixture(autouse=True)

@@ -272,5 +272,6 @@ def clean_env():
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
+@pytest.mark.pocket_model
 def test_committed_editions_are_what_their_sources_give():
     assert authoring.check() == []

@@ -369,6 +369,7 @@ def test_the_probe_really_computes(monkeypatch):
 # --- the shipped model ---
 
 
+@pytest.mark.pocket_model
 def test_the_pocket_model(pocket):
     assert pocket.name == "pocket" and (pocket.image_size, pocket.factor) == (128, 8)
     photo = stylenb.to_tensor(stylenb.sample_photo("astronaut", pocket.image_size))

@@ -201,12 +201,14 @@ def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, gradient):
 # --- with the shipped model and styles ---
 
 
+@pytest.mark.pocket_model
 def test_styles_lists_what_is_shipped(capsys):
     assert main(["styles"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert len(listed) >= 4
 
 
+@pytest.mark.pocket_model
 def test_a_photo_in_a_shipped_style(tmp_path):
     photo, output = tmp_path / "chelsea.png", tmp_path / "out.png"
     stylenb.sample_photo("chelsea").save(photo)
@@ -218,6 +220,7 @@ def test_a_photo_in_a_shipped_style(tmp_path):
     assert np.asarray(picture).std() > 10
 
 
+@pytest.mark.pocket_model
 def test_an_unknown_style_names_the_choices(photo, tmp_path, capsys):
     arguments = ["stylize", str(photo), "--style", "nope", "--output", str(tmp_path / "o.png")]
     assert main(arguments) == 2

@@ -14,6 +14,7 @@ from stylenb.authoring import EDITIONS, ROOT, edition_path, sources
 LESSONS = [(source, edition) for source in sources() for edition in EDITIONS]
 
 
+@pytest.mark.pocket_model
 @pytest.mark.parametrize(
     ("source", "edition"), LESSONS, ids=[f"{source.stem}-{edition}" for source, edition in LESSONS]
 )

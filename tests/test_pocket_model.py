@@ -62,6 +62,7 @@ def stylised(pocket):
 # --- the folder ---
 
 
+@pytest.mark.pocket_model
 def test_the_folder_is_small_and_holds_half_precision_safetensors():
     files = [p for p in FOLDER.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= MODEL_BYTES
@@ -74,6 +75,7 @@ def test_the_folder_is_small_and_holds_half_precision_safetensors():
         assert all(v.isfinite().all() for v in state.values())
 
 
+@pytest.mark.pocket_model
 def test_the_schedule_is_that_of_sd15():
     config = json.loads((FOLDER / "scheduler" / "scheduler_config.json").read_text())
     expected = {
@@ -90,6 +92,7 @@ def test_the_schedule_is_that_of_sd15():
     assert torch.allclose(betas, torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 
 
+@pytest.mark.pocket_model
 def test_the_parts_are_those_of_sd15_but_smaller(pocket):
     assert (pocket.image_size, pocket.factor) == (128, 8)
     assert pocket.vae.config.latent_channels == pocket.unet.config.in_channels == 4
@@ -97,6 +100,7 @@ def test_the_parts_are_those_of_sd15_but_smaller(pocket):
     assert pocket.empty.shape[1] == 77
 
 
+@pytest.mark.pocket_model
 def test_the_rare_token_is_one_token_of_no_caption(pocket):
     start, rare, end = pocket.tokenizer(RARE_TOKEN).input_ids
     assert (start, end) == (pocket.tokenizer.bos_token_id, pocket.tokenizer.eos_token_id)
@@ -107,6 +111,7 @@ def test_the_rare_token_is_one_token_of_no_caption(pocket):
     assert not torch.allclose(embedding[0], embedding[1], atol=1e-2)
 
 
+@pytest.mark.pocket_model
 @pytest.mark.parametrize("prompt", ["a watercolour of a red house by a lake", ""])
 def test_plain_diffusers_draws_from_the_folder(prompt):
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER)
@@ -119,6 +124,7 @@ def test_plain_diffusers_draws_from_the_folder(prompt):
     assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
+@pytest.mark.pocket_model
 @pytest.mark.parametrize("prompt", ["an oil painting of hills at sunset", ""])
 def test_plain_diffusers_redraws_a_picture(prompt):
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(FOLDER)
@@ -132,6 +138,7 @@ def test_plain_diffusers_redraws_a_picture(prompt):
     assert psnr(picture, scene) > 12  # still the same picture
 
 
+@pytest.mark.pocket_model
 def test_scaled_latents_are_of_unit_size(pocket, renderings):
     pictures = [p for style in KNOWN for p in renderings[style]]
     with torch.no_grad():
@@ -143,9 +150,9 @@ def test_scaled_latents_are_of_unit_size(pocket, renderings):
 # --- quality ---
 
 
-def test_autoencoder_on_every_style(pocket, renderings):
+def test_autoencoder_on_every_style(renderings):
     scores = {
-        style: psnr(quality.reconstruct(pocket, pictures), pictures)
+        style: psnr(quality.reconstruct(quality.load_vae(), pictures), pictures)
         for style, pictures in renderings.items()
     }
     assert scores["photo"] >= PSNR_PHOTO_SCENES
@@ -153,9 +160,9 @@ def test_autoencoder_on_every_style(pocket, renderings):
     assert min(scores.values()) >= PSNR_WORST_STYLE, scores
 
 
-def test_autoencoder_on_photographs(pocket):
+def test_autoencoder_on_photographs():
     photos = [sample_photo(name, 128) for name in SAMPLE_PHOTOS]
-    assert np.mean(quality.photo_psnr(pocket, photos)) >= PSNR_PHOTOGRAPHS
+    assert np.mean(quality.photo_psnr(quality.load_vae(), photos)) >= PSNR_PHOTOGRAPHS
 
 
 def test_the_judge_knows_the_true_styles(renderings):
@@ -165,6 +172,7 @@ def test_the_judge_knows_the_true_styles(renderings):
     assert np.mean(right) >= JUDGE_RIGHT, named
 
 
+@pytest.mark.pocket_model
 def test_prompted_samples_are_of_the_style_asked_for():
     pictures, asked = quality.prompted_samples(PROMPTED)
     assert len(pictures) == PROMPTED and set(asked) == set(KNOWN)
@@ -175,12 +183,14 @@ def test_prompted_samples_are_of_the_style_asked_for():
 # --- the shipped LoRAs ---
 
 
+@pytest.mark.pocket_model
 def test_the_shipped_loras_are_of_held_out_styles_and_small():
     styles = available_styles()
     assert len(styles) >= 4 and not set(styles) & set(KNOWN) and set(styles) <= set(HELD_OUT)
     assert all(path.stat().st_size < LORA_BYTES for path in styles.values())
 
 
+@pytest.mark.pocket_model
 @pytest.mark.parametrize("style", available_styles())
 def test_a_shipped_lora_says_how_it_was_made_and_its_pictures_are_there(style):
     about = about_lora(available_styles()[style])
@@ -197,6 +207,7 @@ def test_a_shipped_lora_says_how_it_was_made_and_its_pictures_are_there(style):
     assert judge(pictures).count(style) >= 13
 
 
+@pytest.mark.pocket_model
 @pytest.mark.parametrize("style", available_styles())
 def test_stylising_gives_the_style(stylised, style):
     named, without = judge(stylised[style]), judge(stylised[None])
@@ -207,6 +218,7 @@ def test_stylising_gives_the_style(stylised, style):
     assert probability[style] > 0.25 + probability[None]
 
 
+@pytest.mark.pocket_model
 def test_the_styles_differ(stylised):
     for i in range(STYLISED):
         arrays = {style: np.asarray(p[i], float) for style, p in stylised.items()}
@@ -221,6 +233,7 @@ def blurred_luminance(picture):
     return (grey - grey.mean()) / (grey.std() + 1e-6)
 
 
+@pytest.mark.pocket_model
 @pytest.mark.parametrize("style", list(available_styles())[:2])
 def test_stylising_keeps_the_layout(pocket, style):
     photos = [sample_photo(name, 128) for name in PHOTOS]
@@ -251,6 +264,7 @@ def test_check_sums():
     assert weights and weights <= set(sums)
 
 
+@pytest.mark.pocket_model
 def test_the_model_card_is_filled_in():
     card = (DATA / "README.md").read_text(encoding="utf-8")
     table = re.search(r"<!-- quality -->\n(.+)<!-- /quality -->", card, re.S)

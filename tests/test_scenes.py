@@ -106,19 +106,39 @@ def test_every_part_of_the_world_turns_up(scenes):
     assert {"lake", "sea", "river", None} == {f["water"] for f in facts}
     assert {"full", "crescent", None} == {f["moon"] for f in facts}
     assert len({f["ground"] for f in facts} - {None}) == 6
-    for thing in ("sun", "clouds", "mist", "mountains", "snow_caps", "hills", "path", "houses",
-                  "lit_windows", "sailing_boats", "rowing_boats", "conifers", "broadleaves",
-                  "forest", "overcast", "stars", "northern_lights", "lighthouse"):
+    for thing in (
+        "sun",
+        "clouds",
+        "mist",
+        "mountains",
+        "snow_caps",
+        "hills",
+        "path",
+        "houses",
+        "lit_windows",
+        "sailing_boats",
+        "rowing_boats",
+        "conifers",
+        "broadleaves",
+        "forest",
+        "overcast",
+        "stars",
+        "northern_lights",
+        "lighthouse",
+    ):
         assert any(f[thing] for f in facts), thing
 
 
 def test_the_picture_bears_out_the_facts(scenes):
     """Nights are darker than days, and a sun or full moon is the brightest thing in the sky."""
+
     def light(scene):
         return np.asarray(scene.picture.convert("L"), float)
 
-    by_time = {when: [light(s).mean() for s in scenes if s.facts["time"] == when]
-               for when in ("day", "night")}
+    by_time = {
+        when: [light(s).mean() for s in scenes if s.facts["time"] == when]
+        for when in ("day", "night")
+    }
     assert np.mean(by_time["night"]) < 0.6 * np.mean(by_time["day"])
     for scene in scenes:
         if scene.facts["moon"] == "full":

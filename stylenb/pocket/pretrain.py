@@ -477,6 +477,7 @@ def train_perceptual(args) -> None:
     styles = torch.tensor([names.index(f["style"]) for f in facts])
     torch.manual_seed(0)
     squeezenet = squeezenet1_1(num_classes=len(names) + len(words))
+    squeezenet.classifier[2] = nn.Identity()  # its ReLU would allow no logit below zero
     scaling = ScalingLayer().to(args.device)  # as LPIPS scales its input
 
     def loss_of(step, progress):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from stylenb.base import DATA, Base, load
@@ -27,13 +27,19 @@ GUIDANCE = 3.0
 STEPS = 30
 
 
+def load_vae() -> AutoencoderKL:
+    """The pocket model's autoencoder alone."""
+    return AutoencoderKL.from_pretrained(DATA / "pocket-sd" / "vae", torch_dtype=torch.float32)
+
+
 @torch.inference_mode()
-def reconstruct(base: Base, pictures: list) -> list:
+def reconstruct(vae: AutoencoderKL, pictures: list) -> list:
     """Encode and decode PIL pictures."""
+    images = [to_tensor(pictures[i : i + 16]) for i in range(0, len(pictures), 16)]
     return [
         picture
-        for i in range(0, len(pictures), 16)
-        for picture in to_pictures(base.decode(base.encode(to_tensor(pictures[i : i + 16]))))
+        for x in images
+        for picture in to_pictures(vae.decode(vae.encode(x).latent_dist.mode()).sample)
     ]
 
 
@@ -43,19 +49,19 @@ def styled_scenes(style: str, count: int) -> list:
     return [apply_style(style, draw_scene(seed).picture, seed) for seed in seeds]
 
 
-def reconstruction_psnr(base: Base, count: int) -> dict[str, float]:
+def reconstruction_psnr(vae: AutoencoderKL, count: int) -> dict[str, float]:
     """PSNR in dB of every style over `count` test scenes."""
     scores = {}
     for style in STYLES:
         pictures = styled_scenes(style, count)
-        scores[style] = psnr(reconstruct(base, pictures), pictures)
+        scores[style] = psnr(reconstruct(vae, pictures), pictures)
     return scores
 
 
-def photo_psnr(base: Base, photos: list) -> list[float]:
+def photo_psnr(vae: AutoencoderKL, photos: list) -> list[float]:
     """PSNR in dB of each photograph at the base's size."""
     return [
-        psnr(again, photo) for again, photo in zip(reconstruct(base, photos), photos, strict=True)
+        psnr(again, photo) for again, photo in zip(reconstruct(vae, photos), photos, strict=True)
     ]
 
 
@@ -134,16 +140,16 @@ def measure(
     sheets: Path | None = None,
 ) -> str:
     """The quality table as Markdown; `sheets` is the folder that the sample sheets are put in."""
-    base = load("pocket")
+    base, vae = load("pocket"), load_vae()
     rows = []
-    styles = reconstruction_psnr(base, count)
+    styles = reconstruction_psnr(vae, count)
     rows.append(("autoencoder, photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"))
     mean = np.mean(list(styles.values()))
     rows.append(("autoencoder, mean of all styles", f"{mean:.1f} dB", "24 dB"))
     worst = min(styles, key=styles.get)
     rows.append((f"autoencoder, worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"))
     photos = [sample_photo(name, base.image_size) for name in SAMPLE_PHOTOS]
-    of_photos = dict(zip(SAMPLE_PHOTOS, photo_psnr(base, photos), strict=True))
+    of_photos = dict(zip(SAMPLE_PHOTOS, photo_psnr(vae, photos), strict=True))
     rows.append(
         (
             "autoencoder, scikit-image photographs",
@@ -153,7 +159,7 @@ def measure(
     )
     if unseen:
         files = sorted(p for p in unseen.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        others = photo_psnr(base, [open_photo(p, base.image_size) for p in files])
+        others = photo_psnr(vae, [open_photo(p, base.image_size) for p in files])
         rows.append(
             (
                 f"autoencoder, {len(files)} photographs never seen",
@@ -183,7 +189,7 @@ def measure(
         stylised_sheet(base).save(sheets / "stylised.png")
         tile(pictures[:56], 7).save(sheets / "samples.png")
         both = [p for style in STYLES for p in styled_scenes(style, 1)] + photos[:6]
-        again = reconstruct(base, both)
+        again = reconstruct(vae, both)
         tile(
             [x for i in range(0, len(both), 10) for x in both[i : i + 10] + again[i : i + 10]], 10
         ).save(sheets / "reconstructions.png")
