@@ -67,10 +67,11 @@ def test_the_more_strength_the_further_from_the_photo(base, photo):
 
 @pytest.mark.parametrize("strength, calls", [(1.0, 10), (0.5, 5), (0.26, 3), (0.001, 1)])
 def test_strength_is_the_share_of_the_steps_that_are_run(base, strength, calls):
-    seen, whole = [], base.predict_noise
+    seen, given, whole = [], [], base.predict_noise
 
     def predict_noise(latents, timestep, embedding=None):
         seen.append(int(timestep))
+        given.append(latents)
         return whole(latents, timestep, embedding)
 
     base.predict_noise = predict_noise
@@ -78,6 +79,9 @@ def test_strength_is_the_share_of_the_steps_that_are_run(base, strength, calls):
     assert out.shape == NOISY.shape
     assert seen == base.scheduler.timesteps[10 - calls :].tolist() == sorted(seen, reverse=True)
     assert 100 * (calls - 1) < seen[0] <= 100 * calls
+    kept = base.scheduler.alphas_cumprod[seen[0]]  # and the noise is that of the first of them
+    noise = torch.randn(NOISY.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(given[0], kept.sqrt() * NOISY + (1 - kept).sqrt() * noise, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [30, 999, 1000])
