@@ -489,7 +489,8 @@ def train_perceptual(args) -> None:
         right = (style.argmax(1).cpu() == styles[index]).float().mean()
         return loss_style + 4 * loss_content, {"right": right, "content": loss_content}
 
-    train("perceptual", squeezenet, loss_of, args)
+    # Without normalisation layers it bears only a part of the usual rate.
+    train("perceptual", squeezenet, loss_of, args, muon_rate=0.005, adamw_rate=3e-4)
     folder = DATA / "perceptual"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -578,7 +579,7 @@ def train_loras(args) -> None:
 STAGES = {  # stage: (function, batch size, default minutes on two CPU cores)
     "vae": (train_vae, 16, 50),
     "text-unet": (train_text_unet, 24, 60),
-    "perceptual": (train_perceptual, 32, 8),
+    "perceptual": (train_perceptual, 32, 15),
     "judge": (train_judge, 32, 6),
     "loras": (train_loras, 8, 15),
 }
