@@ -20,6 +20,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -569,7 +570,7 @@ def train_loras(args) -> None:
             "learning_rate": 1e-3,
             "seed": 0,
         }
-        losses = train_lora(base, pictures, style, **how)
+        losses = train_lora(base, pictures, style, **how, progress=sys.stderr.isatty())
         print(f"{style}: loss {np.mean(losses[:40]):.4f} -> {np.mean(losses[-40:]):.4f}")
         about = {"style": style, "pictures": f"data/styles/{style}", **how}
         save_lora(base, DATA / "loras" / f"{style}.safetensors", style, about)
