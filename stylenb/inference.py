@@ -18,7 +18,7 @@ from .photos import open_photo, to_pictures, to_tensor
 _load_once = lru_cache(maxsize=1)(load)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def denoise(
     base: Base, latents: torch.Tensor, strength: float, steps: int, seed: int = 0
 ) -> torch.Tensor:
@@ -38,7 +38,7 @@ def denoise(
     return latents
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def stylize(
     image,
     style: str | Path | None = None,

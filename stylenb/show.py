@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-DPI = 80
+DPI = 72
 
 
 class Picture(Figure):
@@ -43,7 +43,7 @@ def _encode(figure: Figure) -> tuple[str, bytes]:
     if picture.getcolors(4096):  # lines and text; photographs would turn blotchy with 256 colours
         picture.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
         return "image/png", small.getvalue()
-    picture.save(small, format="jpeg", quality=85, subsampling=1)
+    picture.save(small, format="jpeg", quality=82, subsampling=1)
     return "image/jpeg", small.getvalue()
 
 
@@ -95,7 +95,8 @@ def sheet(
     columns = min(columns or 6, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     tall = max(p.shape[0] / p.shape[1] for p in pictures)
-    height = rows * (width * tall + (0.25 if titles else 0.05)) + (0.3 if title else 0)
+    titled = sum(any((titles or [])[row * columns : (row + 1) * columns]) for row in range(rows))
+    height = rows * (width * tall + 0.06) + 0.2 * titled + (0.3 if title else 0)
     made = figure(columns * (width + 0.06), height, title, alt or _describe(title, titles))
     low, high = limits or (None, None)
     for index, axes in enumerate(np.ravel(made.subplots(rows, columns))):
