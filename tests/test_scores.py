@@ -8,7 +8,8 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 
 from stylenb import StylenbError, judge, lpips_distance, psnr, sample_photo, scores
-from stylenb.pocket.styles import STYLES
+from stylenb.pocket.scenes import draw_scene
+from stylenb.pocket.styles import STYLES, apply_style
 
 
 def grey(value, side=32):
@@ -77,6 +78,9 @@ def test_the_judge_names_a_style_for_every_picture(photos):
     assert judge(photos[0]) == names[:1]
 
 
-def test_the_judge_sees_any_size_alike(photos):
-    large = [p.resize((256, 256), Image.Resampling.BICUBIC) for p in photos]
-    assert judge(large) == judge(photos)
+def test_the_judge_sees_any_size():
+    scene = draw_scene(0).picture
+    styles = ["charcoal", "blueprint", "stained_glass", "poster"]
+    pictures = [apply_style(style, scene, 0) for style in styles]
+    assert judge(pictures) == styles
+    assert judge([p.resize((256, 256), Image.Resampling.BICUBIC) for p in pictures]) == styles
