@@ -1,11 +1,11 @@
 """Measure the pocket model on seeds that no network was trained on.
 
 `python -m stylenb.pocket.quality` prints the table; with `--record` it is also written into the
-model card, data/README.md, together with the sheets data/samples.png, data/reconstructions.png
-and data/stylised.png.
+model card, data/README.md, and sheets of pictures are put beside it.
 """
 
 import argparse
+import hashlib
 import re
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from stylenb.base import DATA, Base, load
 from stylenb.inference import stylize
 from stylenb.lora import available_styles
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_pictures, to_tensor
-from stylenb.pocket.data import TEST_SEEDS
+from stylenb.pocket.data import SIZE, TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES, STYLES, apply_style
 from stylenb.scores import judge, psnr
@@ -131,117 +131,127 @@ def tile(pictures: list, columns: int) -> Image.Image:
     return sheet
 
 
-def measure(
-    count: int = 48,
-    samples: int = 200,
-    judged: int = 40,
-    guidance: float = GUIDANCE,
-    unseen: Path | None = None,
-    sheets: Path | None = None,
-) -> str:
-    """The quality table as Markdown; `sheets` is the folder that the sample sheets are put in."""
-    base, vae = load("pocket"), load_vae()
-    rows = []
+def row(measured: str, value: str, aim: str = "") -> str:
+    return f"| {measured} | {value} | {aim} |"
+
+
+def by_name(scores: dict[str, float], form: str) -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in scores.items()) + "."
+
+
+def autoencoder_rows(unseen: Path | None, count: int = 48) -> tuple[list[str], list[str]]:
+    """Table rows and notes on the autoencoder; `unseen` is a folder of photographs of one's own."""
+    vae = load_vae()
     styles = reconstruction_psnr(vae, count)
-    rows.append(("autoencoder, photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"))
-    mean = np.mean(list(styles.values()))
-    rows.append(("autoencoder, mean of all styles", f"{mean:.1f} dB", "24 dB"))
     worst = min(styles, key=styles.get)
-    rows.append((f"autoencoder, worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"))
-    photos = [sample_photo(name, base.image_size) for name in SAMPLE_PHOTOS]
-    of_photos = dict(zip(SAMPLE_PHOTOS, photo_psnr(vae, photos), strict=True))
-    rows.append(
-        (
-            "autoencoder, scikit-image photographs",
-            f"{np.mean(list(of_photos.values())):.1f} dB",
-            "24 dB",
+    photos = dict(
+        zip(
+            SAMPLE_PHOTOS,
+            photo_psnr(vae, [sample_photo(n, SIZE) for n in SAMPLE_PHOTOS]),
+            strict=True,
         )
     )
+    mean, mean_photo = np.mean(list(styles.values())), np.mean(list(photos.values()))
+    rows = [
+        row("autoencoder, photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"),
+        row("autoencoder, mean of all styles", f"{mean:.1f} dB", "24 dB"),
+        row(f"autoencoder, worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"),
+        row("autoencoder, scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"),
+    ]
     if unseen:
         files = sorted(p for p in unseen.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        others = photo_psnr(vae, [open_photo(p, base.image_size) for p in files])
+        others = photo_psnr(vae, [open_photo(p, SIZE) for p in files])
         rows.append(
-            (
-                f"autoencoder, {len(files)} photographs never seen",
+            row(
+                f"autoencoder, {len(files)} photographs that it has never seen",
                 f"{np.mean(others):.1f} dB",
                 "22 dB",
             )
         )
-    rows.append(
-        (
-            f"judge, true renderings ({judged} a style)",
-            f"{100 * judge_accuracy(judged):.1f} %",
-            "95 %",
-        )
-    )
-    pictures, asked = prompted_samples(samples, guidance)
+    return rows, [
+        f"Autoencoder by style, dB: {by_name(styles, '.1f')}",
+        f"Autoencoder by photograph, dB: {by_name(photos, '.1f')}",
+    ]
+
+
+def judge_rows(count: int = 40) -> list[str]:
+    share = judge_accuracy(count)
+    return [row(f"judge, true renderings ({count} a style)", f"{100 * share:.1f} %", "95 %")]
+
+
+def sample_rows(count: int = 200, guidance: float = GUIDANCE):
+    """Table rows and notes on prompted samples, and the samples."""
+    pictures, asked = prompted_samples(count, guidance)
     right = np.array([a == b for a, b in zip(judge(pictures), asked, strict=True)])
-    rows.append(
-        (
-            f"{samples} prompted samples of the style asked for "
-            f"({STEPS} DDIM steps, guidance {guidance:g})",
-            f"{100 * right.mean():.1f} %",
-            "90 %",
-        )
+    of_style = {s: right[[a == s for a in asked]].mean() for s in dict.fromkeys(asked)}
+    measured = (
+        f"{count} prompted samples judged to be of the style asked for "
+        f"({STEPS} DDIM steps, guidance {guidance:g})"
     )
-    loras = lora_accuracy(base, 16)
-    if sheets:
-        stylised_sheet(base).save(sheets / "stylised.png")
-        tile(pictures[:56], 7).save(sheets / "samples.png")
-        both = [p for style in STYLES for p in styled_scenes(style, 1)] + photos[:6]
-        again = reconstruct(vae, both)
-        tile(
-            [x for i in range(0, len(both), 10) for x in both[i : i + 10] + again[i : i + 10]], 10
-        ).save(sheets / "reconstructions.png")
-    rows += [
-        (f"LoRA {style}: stylised scenes judged to be it", f"{100 * share:.0f} %", "")
-        for style, share in loras.items()
+    rows = [row(measured, f"{100 * right.mean():.1f} %", "90 %")]
+    return rows, [f"Samples judged right, by style: {by_name(of_style, '.0%')}"], pictures
+
+
+def lora_rows(count: int = 16) -> list[str]:
+    return [
+        row(f"LoRA {style}: share of {count} stylised scenes judged to be it", f"{share:.0%}")
+        for style, share in lora_accuracy(load("pocket"), count).items()
     ]
-    lines = ["| measured | value | aim |", "| --- | --- | --- |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += [
-        "",
-        "Autoencoder by style, dB: "
-        + ", ".join(f"{style} {value:.1f}" for style, value in styles.items())
-        + ".",
-        "",
-        "Autoencoder by photograph, dB: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in of_photos.items())
-        + ".",
-        "",
-        "Samples judged right, by style: "
-        + ", ".join(
-            f"{style} {np.mean([r for r, a in zip(right, asked, strict=True) if a == style]):.0%}"
-            for style in dict.fromkeys(asked)
-        )
-        + ".",
-    ]
-    return "\n".join(lines)
+
+
+def reconstruction_sheet() -> Image.Image:
+    """Scenes in every style and six photographs, and below each its reconstruction."""
+    pictures = [styled_scenes(style, i + 1)[i] for i, style in enumerate(STYLES)]
+    pictures += [sample_photo(name, SIZE) for name in SAMPLE_PHOTOS[:6]]
+    again = reconstruct(load_vae(), pictures)
+    rows = [pictures[i : i + 10] + again[i : i + 10] for i in range(0, len(pictures), 10)]
+    return tile([picture for row_ in rows for picture in row_], 10)
+
+
+def world_sheet() -> Image.Image:
+    """Five test scenes in rows, every style in a column."""
+    scenes = [draw_scene(TEST_SEEDS + i).picture for i in (4, 6, 2, 23, 9)]
+    return tile([apply_style(style, scene, 0) for scene in scenes for style in STYLES], len(STYLES))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.pocket.quality", description=measure.__doc__
+        prog="python -m stylenb.pocket.quality",
+        description="Measure the pocket model on pictures that it was not trained on.",
     )
-    parser.add_argument("--record", action="store_true", help="write it into data/README.md")
+    parser.add_argument(
+        "--record", action="store_true", help="write table, sheets and check sums into data/"
+    )
     parser.add_argument("--unseen", type=Path, help="folder of photographs never trained on")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args(argv)
-    table = measure(
-        guidance=args.guidance, unseen=args.unseen, sheets=DATA if args.record else None
+    sheets = {"world": world_sheet(), "reconstructions": reconstruction_sheet()}
+    rows, notes = autoencoder_rows(args.unseen)
+    rows += judge_rows()
+    if (DATA / "pocket-sd" / "unet").is_dir():
+        more_rows, more_notes, samples = sample_rows(guidance=args.guidance)
+        rows, notes = rows + more_rows + lora_rows(), notes + more_notes
+        sheets |= {"samples": tile(samples[:56], 7), "stylised": stylised_sheet(load("pocket"))}
+    else:
+        notes.append("Samples and LoRAs: not measured, `pocket-sd` has no UNet yet.")
+    table = "\n".join(
+        ["| measured | value | aim |", "| --- | --- | --- |", *rows, "", "\n\n".join(notes)]
     )
     print(table)
     if args.record:
         card = DATA / "README.md"
         text = card.read_text(encoding="utf-8")
-        text, found = re.subn(
-            r"(?s)(<!-- quality -->\n).*(<!-- /quality -->)",
-            lambda m: f"{m[1]}{table}\n{m[2]}",
-            text,
-        )
-        if not found:
+        marks = re.compile(r"(?s)(<!-- quality -->\n).*(<!-- /quality -->)")
+        if not marks.search(text):
             raise SystemExit(f"{card} has no <!-- quality --> ... <!-- /quality --> to fill in.")
-        card.write_text(text, encoding="utf-8")
+        card.write_text(marks.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text), encoding="utf-8")
+        for name, sheet in sheets.items():
+            sheet.save(DATA / f"{name}.png", optimize=True)
+        sums = [
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(DATA).as_posix()}"
+            for path in sorted(DATA.rglob("*.safetensors"))
+        ]
+        (DATA / "SHA256SUMS").write_text("\n".join(sums) + "\n")
 
 
 if __name__ == "__main__":
