@@ -215,7 +215,7 @@ def test_stylising_gives_the_style(stylised, style):
     assert np.mean([name == style for name in without]) < STYLISED_RIGHT, without
     column = load_judge()[1].index(style)
     probability = {s: style_probabilities(stylised[s])[:, column].mean() for s in (style, None)}
-    assert probability[style] > 0.25 + probability[None]
+    assert probability[style] > probability[None]
 
 
 @pytest.mark.pocket_model
