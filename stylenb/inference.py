@@ -30,6 +30,8 @@ def denoise(
     scheduler = base.scheduler
     scheduler.set_timesteps(steps, device=base.device)
     timesteps = scheduler.timesteps[steps - max(1, round(steps * strength)) :]
+    # With steps_offset 1, a thousand steps begin at 1000, one beyond the schedule.
+    timesteps = timesteps.clamp(max=scheduler.config.num_train_timesteps - 1)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     latents = scheduler.add_noise(latents, noise, timesteps[:1])
@@ -62,7 +64,7 @@ def stylize(
     steps = Base.default_steps if steps is None else steps
     if not 0 < strength <= 1:
         raise StylenbError(f"strength lies above 0 and up to 1, not {strength}.")
-    if not 1 <= steps <= 1000:
+    if not isinstance(steps, int) or not 1 <= steps <= 1000:
         raise StylenbError(f"steps is a whole number from 1 to 1000, not {steps}.")
     if style is not None:
         style = find_lora(style)  # before a large base is loaded in vain

@@ -29,7 +29,7 @@ def add_lora(base: Base, name: str, rank: int = 8, alpha: float = 1.0, seed: int
     B starts at zero, so the UNet's output is the same as before. Raises StylenbError for a rank
     below 1 or a name that is taken.
     """
-    if rank < 1:
+    if not isinstance(rank, int) or rank < 1:
         raise StylenbError(f"The rank of a LoRA is a whole number from 1 up, not {rank!r}.")
     if name in adapters(base):
         raise StylenbError(f"There is a LoRA named {name!r} already: remove_lora(base, {name!r}).")
@@ -37,6 +37,7 @@ def add_lora(base: Base, name: str, rank: int = 8, alpha: float = 1.0, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         base.unet.add_adapter(config, adapter_name=name)
+    base.unet.enable_adapters()  # they stay off for a new one too, once they were switched off
     base.unet.set_adapters([name], [1.0])
     parameters = [p for p in base.unet.parameters() if p.requires_grad]
     for p in parameters:  # the optimiser's small steps vanish in half precision
@@ -59,11 +60,14 @@ def set_scale(base: Base, name: str | None, scale: float = 1.0) -> None:
         raise StylenbError(f"No LoRA named {name!r} is loaded: load_lora(base, ...) does that.")
     base.unet.enable_adapters()
     base.unet.set_adapters([name], [float(scale)])
+    base.unet.requires_grad_(False)  # peft takes an active adapter for one to be trained
 
 
 def remove_lora(base: Base, name: str) -> None:
     """Take the LoRA out of the UNet, which is then what it was before."""
     if name in adapters(base):
+        if name in base.unet.active_adapters():  # peft would make another one active instead
+            base.unet.disable_adapters()
         base.unet.delete_adapters(name)
 
 
@@ -92,9 +96,9 @@ def train_lora(
         raise StylenbError(
             f"A style needs at least 4 pictures, better 16; these are {len(pictures)}."
         )
+    images = to_tensor(pictures)
     parameters = add_lora(base, name, rank, alpha, seed)
     with torch.no_grad():
-        images = to_tensor(pictures)
         latents = torch.cat(
             [base.encode(torch.cat([part, part.flip(-1)])) for part in images.split(4)]
         ).float()
@@ -173,13 +177,17 @@ def about_lora(path: str | Path) -> dict:
 def load_lora(base: Base, style: str | Path) -> str:
     """Load a shipped style by name, or a LoRA file by path, into the UNet; return its name there.
 
-    Loading what is loaded already does nothing. Raises StylenbError for an unknown style, a file
-    that is no safetensors, and a LoRA that was trained for another base.
+    Loading what is loaded already does nothing; set_scale makes it the active one. Raises
+    StylenbError for an unknown style, a file that is no safetensors or no whole LoRA, and a LoRA
+    that was trained for another base.
     """
     path = find_lora(style)
     name = path.stem.replace(".", "_")
+    file_read = (path.resolve(), path.stat().st_mtime_ns)
     if name in adapters(base):
-        return name
+        if getattr(base.unet.peft_config[name], "file_read", file_read) == file_read:
+            return name
+        remove_lora(base, name)  # another file of this name, or one that was written since
     with _open(path) as file:
         keys = list(file.keys())
         shapes = {key: file.get_slice(key).get_shape() for key in keys}
@@ -194,22 +202,29 @@ def load_lora(base: Base, style: str | Path) -> str:
                 f"{base.name!r}: it was made for another model."
             )
         width = getattr(layer, "in_features" if down else "out_features", None)
-        if width != shape[1 if down else 0]:
+        if len(shape) != 2 or width != shape[1 if down else 0]:
             raise StylenbError(
-                f"{path.name} does not fit the base {base.name!r} ({target} is "
-                f"{width} wide, the file has {shape[1 if down else 0]}): load the "
-                "base that it was trained for."
+                f"{path.name} does not fit the base {base.name!r} ({target} is {width} wide, "
+                f"{key} in the file has the shape {shape}): load the base that it was trained for."
             )
     if not keys:
         raise StylenbError(f"{path.name} holds no weights: train the style again.")
-    base.unet.load_lora_adapter(
-        str(path.parent),
-        weight_name=path.name,
-        prefix="unet",
-        adapter_name=name,
-        use_safetensors=True,
-    )
+    try:
+        with torch.inference_mode(False):  # else no gradient could ever flow through them
+            base.unet.load_lora_adapter(
+                str(path.parent),
+                weight_name=path.name,
+                prefix="unet",
+                adapter_name=name,
+                use_safetensors=True,
+            )
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise StylenbError(
+            f"{path.name} is no whole LoRA ({str(error).strip().splitlines()[0]}): download or "
+            "train it again."
+        ) from error
     base.unet.requires_grad_(False)
+    base.unet.peft_config[name].file_read = file_read
     return name
 
 

@@ -303,9 +303,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# **What it means.** Smooth styles survive; those made of many small hard-edged marks lose most.
-# This is a ceiling: whatever the UNet does later, no picture leaves the model sharper than the
-# decoder can draw it. When a LoRA "cannot learn" a fine texture, look here first.
+# **What it means.** Soft styles and plain areas survive; thin, hard lines of strong contrast lose
+# most. This is a ceiling: whatever the UNet does later, no picture leaves the model sharper than
+# the decoder can draw it. When a LoRA "cannot learn" a fine texture, look here first.
 
 # %% [markdown]
 # ## 3. What each channel holds
@@ -357,9 +357,12 @@ show.sheet(
 
 # %% [markdown]
 # Each channel shifts colour or brightness of the whole picture, in opposite directions for up and
-# down, and the cat stays in its place. So how much of the colour is in there as a plain sum?
-# Suppose that colour = matrix × latents + constant, and find the best matrix by least squares over
-# 16 pictures.
+# down, and the cat stays in its place. Where a fine pattern comes up as well, we have pushed the
+# latents to where photographs never are: the decoder draws what it knows from there, which in the
+# pocket base is some patterned style.
+#
+# So how much of the colour is in there as a plain sum? Suppose that
+# colour = matrix × latents + constant, and find the best matrix by least squares over 16 pictures.
 
 # %%
 more = to_tensor([draw_scene(100 + i, size).picture for i in range(12)] + pictures)
@@ -487,18 +490,27 @@ scaling_factor = checks.check("scaling_factor", scaling_factor)
 
 # %%
 stored = base.vae.config.scaling_factor
-print(f"ours, from these 16 pictures: {scaling_factor(raw):.4f}")
-print(f"stored with the model:        {stored:.4f}")
+in_styles = torch.cat(
+    [
+        base.vae.encode(one.to(base.device, base.dtype)).latent_dist.mean.float().cpu()
+        for one in styled.split(2)
+    ]
+)
+print(f"from these 16 pictures:             {scaling_factor(raw):.4f}")
+print(f"from the scene in all its styles:   {scaling_factor(in_styles):.4f}")
+print(f"stored with the model:              {stored:.4f}")
 
 # %% [markdown]
-# Near, not equal: the stored number was measured on other pictures. It is a convention from then
-# on. `base.encode` multiplies by it and `base.decode` divides by it. What if one of them forgets?
+# It depends on the pictures: hard-edged styles have larger latents than photographs. So no value
+# is the true one. The stored number was measured on the training pictures, and is a convention
+# from then on: `base.encode` multiplies by it and `base.decode` divides by it. What if one of them
+# forgets?
 
 # %%
 wrong = [
     base.decode(latents[2:3]),
-    base.decode(latents[2:3] * stored),  # divided only once although multiplied twice
-    base.decode(latents[2:3] / stored),  # as if the encoder had forgotten
+    base.decode(latents[2:3] * stored),  # multiplied twice, divided once
+    base.decode(latents[2:3] / stored),  # never multiplied, divided once
 ]
 show.sheet(
     [one[0].float().cpu().clamp(-1, 1) for one in wrong],

@@ -295,13 +295,9 @@ def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
 # ------------------------------------------------------------------------- text encoder and UNet
 
 
-def new_tokenizer(captions: list[str], folder: Path):
-    """A CLIP tokenizer whose byte-pair vocabulary is learned from the captions, plus a rare token.
-
-    The rare token (`sks`) is in the vocabulary but in no caption: DreamBooth gives it a meaning.
-    """
+def learn_vocabulary(captions: list[str], folder: Path) -> None:
+    """Write vocab.json and merges.txt into `folder`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
@@ -321,8 +317,21 @@ def new_tokenizer(captions: list[str], folder: Path):
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+
+
+def new_tokenizer(captions: list[str], folder: Path):
+    """A CLIP tokenizer whose byte-pair vocabulary is learned from the captions, plus a rare token.
+
+    The rare token (`sks`) is in the vocabulary but in no caption: DreamBooth gives it a meaning.
+    What is in `folder` already is used as it is: the trainer breaks ties by chance, and a text
+    encoder that goes on from a checkpoint needs the numbers that it has learned.
+    """
+    from transformers import CLIPTokenizer
+
+    if not (folder / "vocab.json").exists():  # written last
+        learn_vocabulary(captions, folder)
     return CLIPTokenizer(
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),
@@ -444,6 +453,10 @@ def train_text_unet(args) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(POCKET, safe_serialization=True)
+    # transformers 5 opens a model in the dtype that its config names, diffusers in float32: a
+    # pipeline of both kinds would not run.
+    config = POCKET / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
     for name in ("vocab.json", "merges.txt"):  # transformers before 5 reads these
         shutil.copy(args.work / "tokenizer" / name, POCKET / "tokenizer" / name)
 
