@@ -161,7 +161,7 @@ def _write_edition(notebook, path: Path) -> None:
     path.write_text(nbformat.writes(notebook), encoding="utf-8")
 
 
-def run_notebook(notebook, folder: Path, timeout: int = 300) -> None:
+def run_notebook(notebook, folder: Path, timeout: int = 900) -> None:
     """Run every cell in place, in ``folder``; keep pictures and printed text, and nothing else.
 
     Progress bars, warnings, widgets and timings differ from run to run, so they are left out, and

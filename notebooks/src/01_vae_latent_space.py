@@ -257,7 +257,7 @@ show.sheet(
     width=1.0,
     title="Stripes and what comes back",
     alt="Stripes of 1 to 16 pixels and their reconstructions. The finest come back wrong or "
-    "smeared, wide ones keep their place with soft edges.",
+    "smeared, wide ones come back as stripes.",
 )
 
 # %% [markdown]
@@ -501,8 +501,8 @@ print(f"from the scene in all its styles:   {scaling_factor(in_styles):.4f}")
 print(f"stored with the model:              {stored:.4f}")
 
 # %% [markdown]
-# It depends on the pictures: hard-edged styles have larger latents than photographs. So no value
-# is the true one. The stored number was measured on the training pictures, and is a convention
+# It depends on the pictures: those in hard-edged styles have larger latents than plain ones. So no
+# value is the true one. The stored number was measured on the training pictures, and is a convention
 # from then on: `base.encode` multiplies by it and `base.decode` divides by it. What if one of them
 # forgets?
 

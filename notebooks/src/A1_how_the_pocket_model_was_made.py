@@ -152,7 +152,7 @@ def train_autoencoder(steps, batch_size=32, rate=2e-3):
         schedule.step()
 
 
-history, pictures = train_autoencoder(steps=600)
+history, pictures = train_autoencoder(steps=400)
 
 # %% [markdown]
 # **Predict:** what does it learn first, colour or edges?
@@ -386,7 +386,7 @@ def train_unet(steps, batch_size=32, rate=2e-3):
     return losses, pictures
 
 
-losses, samples = train_unet(steps=700)
+losses, samples = train_unet(steps=800)
 
 # %%
 show.sheet(
@@ -592,4 +592,5 @@ show.sheet(
 #   test show?
 # - Give the bottleneck 1 channel instead of 4, or 16. What happens to the PSNR, and what to the
 #   samples? They need not agree.
-# - Leave out the noise on the latents in `train_autoencoder`. The PSNR goes up. Do the samples?
+# - Leave out the noise on the latents in `train_autoencoder`. What happens to the PSNR, and what to
+#   the samples?
