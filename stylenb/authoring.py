@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import platform
 import re
 import sys
 from pathlib import Path
@@ -165,7 +166,7 @@ def run_notebook(notebook, folder: Path, timeout: int = 900) -> None:
     """Run every cell in place, in ``folder``; keep pictures and printed text, and nothing else.
 
     Progress bars, warnings, widgets and timings differ from run to run, so they are left out, and
-    in printed text the folders of this machine give way to names.
+    in printed text what is of this machine only, such as its folders, gives way to names.
     """
     from nbconvert.preprocessors import ExecutePreprocessor
 
@@ -186,14 +187,19 @@ def run_notebook(notebook, folder: Path, timeout: int = 900) -> None:
         ]
         for output in cell.outputs:
             if "text" in output:
-                output.text = _without_folders(output.text)
+                output.text = _without_machine(output.text)
             for kind in set(output.get("data", ())) - set(PICTURES):
-                output.data[kind] = _without_folders(output.data[kind])
+                output.data[kind] = _without_machine(output.data[kind])
 
 
-def _without_folders(text: str) -> str:
-    for folder, name in ((ROOT, "<course>"), (sys.prefix, "<python>"), (Path.home(), "~")):
-        text = text.replace(str(folder), name)
+def _without_machine(text: str) -> str:
+    for here, name in (
+        (str(ROOT), "<course>"),
+        (sys.prefix, "<python>"),
+        (str(Path.home()), "~"),
+        (platform.platform(terse=True), platform.system()),
+    ):
+        text = text.replace(here, name)
     return text
 
 
