@@ -2,8 +2,8 @@
 
 A ``Picture`` is a matplotlib figure outside pyplot, so a cell shows it once, as its last value.
 What it leaves in a notebook is a PNG for lines and a JPEG for photographs; GitHub, Jupyter and
-nbconvert draw both. The text alternative is stored twice: as ``alt`` beside the picture,
-where nbconvert finds it, and as the output's plain text, for readers that show no pictures.
+nbconvert draw both. The text alternative is stored twice: as ``alt`` in the picture's metadata, and
+as the output's plain text, which readers that draw no pictures show instead.
 """
 
 from __future__ import annotations
