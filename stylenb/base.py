@@ -244,6 +244,14 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """The context to train in: the precision of autocast_dtype, or nothing where that is None."""
+    import torch
+
+    dtype = autocast_dtype(device)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 def _precision(device: torch.device) -> tuple[torch.dtype, str]:
     import torch
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .base import DATA, Base, autocast_dtype
+from .base import DATA, Base, autocast
 from .errors import StylenbError
 from .photos import to_tensor
 
@@ -71,6 +71,15 @@ def remove_lora(base: Base, name: str) -> None:
         base.unet.delete_adapters(name)
 
 
+def spread_timesteps(count: int, last: int, generator: torch.Generator) -> torch.Tensor:
+    """Random timesteps (count,) in 0..last-1, one from each of `count` equal slices of them.
+
+    Over many batches they are uniform; within one they are even, so the loss varies less.
+    """
+    slices = torch.arange(count) + torch.rand(count, generator=generator)
+    return (slices * last / count).long().clamp(max=last - 1)
+
+
 def train_lora(
     base: Base,
     pictures: Sequence,
@@ -103,7 +112,6 @@ def train_lora(
             [base.encode(torch.cat([part, part.flip(-1)])) for part in images.split(4)]
         ).float()
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
-    dtype = autocast_dtype(base.device)
     last = base.scheduler.config.num_train_timesteps
     losses = []
     for step in tqdm(range(steps), disable=not progress, desc=name):
@@ -111,10 +119,8 @@ def train_lora(
         chosen = torch.randperm(len(latents), generator=generator)[:batch_size]
         x0 = latents[chosen.to(latents.device)]
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-        # One timestep from each of batch_size equal slices: the same mean, less variance.
-        slices = torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)
-        t = (slices * last / len(x0)).long().clamp(max=last - 1).to(x0.device)
-        with torch.autocast(base.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        t = spread_timesteps(len(x0), last, generator).to(x0.device)
+        with autocast(base.device):
             prediction = base.predict_noise(base.scheduler.add_noise(x0, noise, t), t)
         loss = F.mse_loss(prediction.float(), noise)
         if not torch.isfinite(loss):

@@ -35,11 +35,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from stylenb.base import autocast_dtype
+from stylenb.base import DATA, autocast, autocast_dtype
+from stylenb.lora import spread_timesteps
 from stylenb.pocket import data
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 POCKET = DATA / "pocket-sd"
 RARE_TOKEN = "sks"
 
@@ -126,12 +126,11 @@ def train(
             return state["seconds"] / (60 * args.minutes)
         return state["step"] / args.steps
 
-    dtype = autocast_dtype(device)
     figures, last_save, last_log = {}, time.time(), time.time()
     while progress() < 1:
         began = time.time()
         step = state["step"]
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(device):
             loss, parts = loss_of(step, progress())
         network.zero_grad(set_to_none=False)
         loss.backward()
@@ -283,9 +282,8 @@ def train_vae(args) -> None:
 def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
     """Posterior means, unscaled, (N, 4, 16, 16) on the CPU in float32."""
     vae = vae.to(args.device).float().eval()
-    dtype = autocast_dtype(torch.device(args.device))
     latents = []
-    with torch.autocast(args.device, dtype or torch.bfloat16, enabled=dtype is not None):
+    with autocast(torch.device(args.device)):
         for i in range(0, len(pictures), 64):
             posterior = vae.encode(as_tensor(pictures[i : i + 64], args.device)).latent_dist
             latents.append(posterior.mean.float().cpu())
@@ -430,9 +428,7 @@ def train_text_unet(args) -> None:
         flip = torch.randint(2, (args.batch_size,), generator=generator)
         x0 = latents[flip.to(args.device), index.to(args.device)]
         noise = torch.randn(x0.shape, generator=generator).to(args.device)
-        # One timestep from each of batch_size equal slices: the same distribution, less variance.
-        slices = torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)
-        t = (slices * 1000 / len(x0)).long().clamp(max=999).to(args.device)
+        t = spread_timesteps(len(x0), 1000, generator).to(args.device)
         drop = (torch.rand(len(x0), 1, generator=generator) < 0.18).to(args.device)
         tokens = torch.where(drop, empty, ids[index.to(args.device)])
         states = network["text_encoder"](tokens)[0]

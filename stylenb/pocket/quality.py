@@ -225,13 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unseen", type=Path, help="folder of photographs never trained on")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args(argv)
-    sheets = {"world": world_sheet(), "reconstructions": reconstruction_sheet()}
     rows, notes = autoencoder_rows(args.unseen)
     rows += judge_rows()
+    samples = None
     if (DATA / "pocket-sd" / "unet").is_dir():
         more_rows, more_notes, samples = sample_rows(guidance=args.guidance)
         rows, notes = rows + more_rows + lora_rows(), notes + more_notes
-        sheets |= {"samples": tile(samples[:56], 7), "stylised": stylised_sheet(load("pocket"))}
     else:
         notes.append("Samples and LoRAs: not measured, `pocket-sd` has no UNet yet.")
     table = "\n".join(
@@ -245,6 +244,9 @@ def main(argv: list[str] | None = None) -> None:
         if not marks.search(text):
             raise SystemExit(f"{card} has no <!-- quality --> ... <!-- /quality --> to fill in.")
         card.write_text(marks.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text), encoding="utf-8")
+        sheets = {"world": world_sheet(), "reconstructions": reconstruction_sheet()}
+        if samples:
+            sheets |= {"samples": tile(samples[:56], 7), "stylised": stylised_sheet(load("pocket"))}
         for name, sheet in sheets.items():
             sheet.save(DATA / f"{name}.png", optimize=True)
         sums = [
