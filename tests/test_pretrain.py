@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from torch import nn
 
 from stylenb import load, scores
 from stylenb.pocket import pretrain
@@ -76,6 +77,22 @@ def test_scores_open_the_perceptual_network_and_the_judge(trained, monkeypatch):
     assert network(x, x).item() == 0 < network(x, -x).item()
     judge, styles = scores.load_judge.__wrapped__()
     assert styles == list(STYLES) and judge(x).shape == (1, len(STYLES))
+
+
+def test_a_step_moves_every_weight():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1))
+    network.append(nn.Flatten()).append(nn.Linear(4 * 6 * 6, 2))
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizers = pretrain.Optimizers(network, 0.02, 0.001)
+    network(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))).sum().backward()
+    optimizers.step(1.0)
+    assert not any(map(torch.equal, before, network.parameters()))
+
+
+def test_kernels_that_would_be_trained_as_copies_are_refused():
+    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="view"):
+        pretrain.Optimizers(network, 0.02, 0.001)
 
 
 def test_the_story_of_each_stage_is_kept(trained):
