@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .base import DATA
-from .errors import StylenbError
+from .base import data_file
+from .losses import load_features
 from .photos import to_tensor
 
 
@@ -33,43 +33,10 @@ def psnr(a, b) -> float:
     )
 
 
-def _weights(folder: str, name: str):
-    path = DATA / folder / name
-    if not path.is_file():
-        raise StylenbError(
-            f"{path} is missing: clone the whole repository, its data folder included."
-        )
-    return path
-
-
-@lru_cache(maxsize=1)
-def load_perceptual():
-    """LPIPS (https://arxiv.org/abs/1801.03924) over the pocket world's own SqueezeNet 1.1.
-
-    The `lpips` package with its backbone's weights replaced by ours, so nothing is downloaded,
-    and without its linear heads, which were fitted to other features: layers count alike.
-    """
-    import lpips
-
-    net = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
-    state = load_file(_weights("perceptual", "squeezenet1_1.safetensors"))
-    for slice_ in (getattr(net.net, f"slice{i}") for i in range(1, net.net.N_slices + 1)):
-        for index, layer in slice_.named_children():  # numbered as in torchvision's `features`
-            prefix = f"{index}."
-            layer.load_state_dict(
-                {
-                    key.removeprefix(prefix): value.float()
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-            )
-    return net.eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def lpips_distance(a, b) -> torch.Tensor:
     """LPIPS of pictures a and b (or lists of N): (N,), 0 for equal pictures, larger is further."""
-    return load_perceptual()(to_tensor(a), to_tensor(b)).flatten()
+    return load_features().cpu()(to_tensor(a), to_tensor(b)).flatten()
 
 
 @lru_cache(maxsize=1)
@@ -77,7 +44,7 @@ def load_judge() -> tuple[torch.nn.Module, list[str]]:
     """The style judge (a ShuffleNet that no training loss ever sees) and the styles it knows."""
     from torchvision.models import shufflenet_v2_x0_5
 
-    path = _weights("judge", "shufflenet_v2_x0_5.safetensors")
+    path = data_file("judge", "shufflenet_v2_x0_5.safetensors")
     with safe_open(path, "pt") as file:
         styles = json.loads(file.metadata()["styles"])
     network = shufflenet_v2_x0_5(num_classes=len(styles))

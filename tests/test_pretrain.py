@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from stylenb import load, scores
+import stylenb
+from stylenb import load, losses, scores
 from stylenb.pocket import pretrain
 from stylenb.pocket.styles import KNOWN, STYLES
 
@@ -70,8 +71,8 @@ def test_the_scaling_factor_makes_the_latents_unit_size(trained):
 
 
 def test_scores_open_the_perceptual_network_and_the_judge(trained, monkeypatch):
-    monkeypatch.setattr(scores, "DATA", trained / "data")
-    network = scores.load_perceptual.__wrapped__()
+    monkeypatch.setattr(stylenb.base, "DATA", trained / "data")
+    network = losses.load_features.__wrapped__()
     x = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     assert network(x, x).item() == 0 < network(x, -x).item()
     judge, styles = scores.load_judge.__wrapped__()

@@ -7,7 +7,8 @@ import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 
-from stylenb import StylenbError, judge, lpips_distance, psnr, sample_photo, scores
+import stylenb
+from stylenb import StylenbError, judge, losses, lpips_distance, psnr, sample_photo, scores
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import STYLES, apply_style
 
@@ -35,8 +36,8 @@ def test_psnr():
 
 
 def test_a_missing_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(scores, "DATA", tmp_path)
-    for load in (scores.load_judge, scores.load_perceptual):
+    monkeypatch.setattr(stylenb.base, "DATA", tmp_path)
+    for load in (scores.load_judge, losses.load_features):
         with pytest.raises(StylenbError, match="is missing: clone the whole repository"):
             load.__wrapped__()  # past the cache
 
@@ -55,8 +56,8 @@ def test_lpips_distance(photos):
 
 
 def test_lpips_runs_on_the_shipped_weights():
-    network = scores.load_perceptual()
-    shipped = load_file(scores.DATA / "perceptual" / "squeezenet1_1.safetensors")
+    network = losses.load_features()
+    shipped = load_file(stylenb.base.DATA / "perceptual" / "squeezenet1_1.safetensors")
     weights = {
         name.split(".", 1)[1]: value
         for name, value in network.net.state_dict().items()  # "slice2.3.squeeze.weight"

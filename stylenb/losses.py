@@ -1,0 +1,182 @@
+"""The losses of the training pipeline: L2 on the noise, LPIPS for the content, Gram matrices for
+the style.
+
+LPIPS and the style loss look at pictures, so they are taken from the estimate of the clean picture
+that a noise prediction implies, and share one pass through one feature network.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+
+from .base import data_file
+from .errors import StylenbError
+
+if TYPE_CHECKING:
+    import lpips
+
+FEATURES = ("pocket", "squeeze", "alex", "vgg")
+
+
+def snr(scheduler, timestep: torch.Tensor) -> torch.Tensor:
+    """Signal-to-noise ratio abar / (1 - abar) at timesteps (N,): above 1 the picture prevails."""
+    abar = scheduler.alphas_cumprod.to(timestep.device)[timestep]
+    return abar / (1 - abar)
+
+
+def noise_loss(
+    prediction: torch.Tensor,
+    noise: torch.Tensor,
+    timestep: torch.Tensor,
+    scheduler,
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """Mean squared error of the predicted noise, one number for each of N latents: (N,).
+
+    snr_gamma: weigh by min(snr, gamma) / snr, which spends less on timesteps that are nearly
+    solved (https://arxiv.org/abs/2303.09556, where gamma is 5); None weighs all alike.
+    """
+    error = (prediction.float() - noise.float()).pow(2).flatten(1).mean(1)
+    if snr_gamma is None:
+        return error
+    ratio = snr(scheduler, timestep)
+    return error * ratio.clamp(max=snr_gamma) / ratio
+
+
+def estimate_x0(
+    scheduler, noisy: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """The clean latents that a noise prediction implies; all of the shape (N, 4, h, w).
+
+    x0 = (noisy - sqrt(1 - abar) noise) / sqrt(abar): exact when the noise is exact. An error in the
+    noise comes out sqrt((1 - abar) / abar) times as large, 1.2 times at timestep 400 and 15 times
+    at 999, so that pictures of it mean little at high timesteps.
+    """
+    abar = scheduler.alphas_cumprod.to(noisy.device)[timestep].view(-1, 1, 1, 1)
+    return (noisy.float() - (1 - abar).sqrt() * noise.float()) / abar.sqrt()
+
+
+@lru_cache(maxsize=2)
+def load_features(name: str = "pocket") -> lpips.LPIPS:
+    """The network behind LPIPS and the style loss, frozen, as a module of the `lpips` package.
+
+    "pocket": SqueezeNet 1.1 trained on the pocket world, nothing to download; without LPIPS' linear
+    heads, which were fitted to other features, so that layers count alike. "squeeze", "alex",
+    "vgg": the official backbones, which torchvision downloads once (5, 233 and 528 MB), with their
+    heads. Raises StylenbError for another name and when a download fails.
+    """
+    import lpips
+
+    if name not in FEATURES:
+        raise StylenbError(f"features is one of {', '.join(FEATURES)}, not {name!r}.")
+    if name != "pocket":
+        try:
+            return lpips.LPIPS(net=name, verbose=False).eval().requires_grad_(False)
+        except Exception as error:  # no network, a proxy, no disk: the ways out are the same
+            raise StylenbError(
+                f"The features {name!r} could not be downloaded ({type(error).__name__}): switch "
+                "the internet on, or use features='pocket', which come with the course."
+            ) from error
+    state = load_file(data_file("perceptual", "squeezenet1_1.safetensors"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision by an older name of an argument
+        net = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
+    for slice_ in (getattr(net.net, f"slice{i}") for i in range(1, net.net.N_slices + 1)):
+        for index, layer in slice_.named_children():  # numbered as in torchvision's `features`
+            prefix = f"{index}."
+            layer.load_state_dict(
+                {
+                    key.removeprefix(prefix): value.float()
+                    for key, value in state.items()
+                    if key.startswith(prefix)
+                }
+            )
+    return net.eval().requires_grad_(False)
+
+
+def unit_features(net: lpips.LPIPS, images: torch.Tensor) -> list[torch.Tensor]:
+    """Features (N, C, h, w) of images (N, 3, H, W) in [-1, 1], one tensor a layer, scaled to unit
+    length at every place.
+
+    The scaling is LPIPS' own. The style loss needs it too: the squares of raw features span orders
+    of magnitude, and the few largest would drown all others.
+    """
+    import lpips
+
+    return [lpips.normalize_tensor(f) for f in net.net(net.scaling_layer(images))]
+
+
+def lpips_from(net: lpips.LPIPS, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    """LPIPS (https://arxiv.org/abs/1801.03924) of two sets of unit features: (N,)."""
+    squares = [(one - two) ** 2 for one, two in zip(a, b, strict=True)]
+    if net.lpips:
+        squares = [head(square) for head, square in zip(net.lins, squares, strict=True)]
+    return sum(square.sum(1).mean((1, 2)) for square in squares)
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """Gram matrices (N, C, C) of features (N, C, h, w), in float32, divided by the h w places.
+
+    Which features occur together, wherever that is: a description of texture
+    (https://arxiv.org/abs/1508.06576).
+    """
+    flat = features.float().flatten(2)
+    return flat @ flat.mT / flat.shape[2]
+
+
+def palette(images: torch.Tensor) -> torch.Tensor:
+    """Colours as features: (N, 4, h, w) of images (N, 3, H, W) in [-1, 1], at a quarter the size.
+
+    Red, green and blue in 0..1 and a constant, so that their Gram matrix holds the mean colour in
+    its last row and the spread of the colours in the rest.
+    """
+    small = torch.nn.functional.avg_pool2d(images, 4)
+    return torch.cat([small / 2 + 0.5, torch.ones_like(small[:, :1])], dim=1)
+
+
+class PictureLosses:
+    """LPIPS to the content and distance to a style, from one pass through the feature network.
+
+    style_images (M, 3, H, W) in [-1, 1] set the target once: the mean of their Gram matrices.
+    """
+
+    def __init__(self, style_images: torch.Tensor, features: str = "pocket", device=None):
+        self.net = load_features(features).to(device or style_images.device)
+        with torch.no_grad():
+            parts = [self._grams(images) for images in style_images.to(device).split(4)]
+            stacked = [torch.cat(grams) for grams in zip(*parts, strict=True)]
+        self.targets = [grams.mean(0) for grams in stacked]
+
+    def _grams(self, images, features=None) -> list[torch.Tensor]:
+        features = unit_features(self.net, images) if features is None else features
+        return [gram(palette(images)), *map(gram, features)]
+
+    def __call__(
+        self, images: torch.Tensor, content: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and the content they are to keep, both (N, 3, H, W) in [-1, 1] -> LPIPS (N,) and
+        style distance (N,).
+
+        The style distance is the squared distance of the Gram matrices over the squared length of
+        the target, averaged over layers, with the palette as one of them; 0 is the target itself.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float()
+            features = unit_features(self.net, images)
+            with torch.no_grad():
+                content_features = unit_features(self.net, content.float())
+            return lpips_from(self.net, features, content_features), self.style(images, features)
+
+    def style(self, images: torch.Tensor, features=None) -> torch.Tensor:
+        """The style distance alone: (N,)."""
+        grams = self._grams(images, features)
+        distances = [
+            (one - target).pow(2).sum((1, 2)) / target.pow(2).sum()
+            for one, target in zip(grams, self.targets, strict=True)
+        ]
+        return torch.stack(distances).mean(0)

@@ -1,0 +1,505 @@
+"""Training: one loop for whatever is trained, and the pipeline that teaches a LoRA a style.
+
+`train_style` is the pipeline of the course: encode the pictures -> add noise by the schedule -> the
+UNet predicts the noise -> L2 + LPIPS + style loss -> backpropagate and update A and B. `fit` is the
+loop below it: accumulation, clipping, schedule, checkpoints, resuming.
+
+Data order, timesteps and noise are functions of (seed, step), so that a run that was killed and
+goes on from its last checkpoint ends with the same weights, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from .base import Base, autocast
+from .errors import StylenbError
+from .inference import denoise
+from .lora import add_lora, remove_lora, save_lora
+from .losses import PictureLosses, estimate_x0, noise_loss, snr
+from .photos import to_pictures, to_tensor
+
+
+class NotFinite(StylenbError):
+    """A loss or a gradient was NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what a run comes to. A run can only be resumed with the same settings."""
+
+    rank: int = 8
+    alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
+    steps: int = 400  # updates of the weights
+    batch_size: int = 8  # style pictures in a batch, for the noise L2
+    accumulate: int = 1  # batches for one update
+    learning_rate: float = 1e-3
+    warmup: int = 20  # updates until the full rate, which then falls along a cosine
+    clip: float = 1.0  # largest length of the gradient
+    optimizer: str = "adamw"  # or "adamw8bit", with bitsandbytes
+    snr_gamma: float | None = None  # min-SNR weighting of the L2, 5 in its paper
+    lpips_weight: float = 0.1
+    style_weight: float = 1.0
+    picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
+    picture_every: int = 2  # they are taken at every k-th update
+    picture_timesteps: int = 600  # and below this timestep, weighted by min(1, SNR)
+    features: str = "pocket"  # or "squeeze", "alex", "vgg": what LPIPS and style loss look through
+    flip: bool = True  # mirror images count as pictures too
+    gradient_checkpointing: bool = False  # less memory, about a third more time
+    seed: int = 0
+
+    def __post_init__(self):
+        whole = ("rank", "steps", "batch_size", "accumulate", "picture_batch", "picture_every")
+        for name in whole:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise StylenbError(f"{name} is a whole number from 1 up, not {value!r}.")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise StylenbError(f"{name} must be above 0, not {getattr(self, name)!r}.")
+        for name in ("lpips_weight", "style_weight", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise StylenbError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
+        if self.optimizer not in ("adamw", "adamw8bit"):
+            raise StylenbError(f"optimizer is 'adamw' or 'adamw8bit', not {self.optimizer!r}.")
+
+    @property
+    def looks_at_pictures(self) -> bool:
+        return self.lpips_weight > 0 or self.style_weight > 0
+
+
+@dataclass
+class History:
+    """What a run did: a row of losses for every update, and validation pictures on the way."""
+
+    rows: list[dict] = field(default_factory=list)
+    pictures: dict[int, list] = field(default_factory=dict)
+    steps: int = 0  # wanted
+    seconds: float = 0.0  # of training, over all restarts
+
+    @property
+    def finished(self) -> bool:
+        return len(self.rows) >= self.steps
+
+    def values(self, term: str) -> tuple[list[int], list[float]]:
+        """The updates at which a term ("loss", "noise", "lpips", "style") was taken; its values."""
+        taken = [(i, row[term]) for i, row in enumerate(self.rows) if term in row]
+        return [i for i, _ in taken], [value for _, value in taken]
+
+    def save(self, path: Path) -> None:
+        text = json.dumps({"steps": self.steps, "seconds": self.seconds, "rows": self.rows})
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text + "\n")
+        temporary.replace(path)
+
+
+# ------------------------------------------------------------------- functions of (seed, step)
+
+
+def generator_at(seed: int, batch: int) -> torch.Generator:
+    """The source of all that is random in one batch; on the CPU, the same on every device."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + batch)
+
+
+def order_at(seed: int, count: int, first: int, length: int) -> torch.Tensor:
+    """Which of `count` pictures stand at positions first .. first + length - 1 of the endless
+    order in which every epoch shows each picture once: indices (length,)."""
+    epochs = {}
+    for position in range(first, first + length):
+        epoch = position // count
+        if epoch not in epochs:
+            shuffle = torch.Generator().manual_seed(seed * 1_000_003 + 500_009 + epoch)
+            epochs[epoch] = torch.randperm(count, generator=shuffle)
+    return torch.stack([epochs[p // count][p % count] for p in range(first, first + length)])
+
+
+def spread_timesteps(count: int, last: int, generator: torch.Generator) -> torch.Tensor:
+    """Random timesteps (count,) in 0..last-1, one from each of `count` equal slices of them.
+
+    Over many batches they are uniform; within one they are even, so the loss varies less.
+    """
+    slices = torch.arange(count) + torch.rand(count, generator=generator)
+    return (slices * last / count).long().clamp(max=last - 1)
+
+
+def rate_at(step: int, settings: Settings) -> float:
+    """The learning rate of an update: a linear warm-up, then half a cosine down to zero."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+# ------------------------------------------------------------------------------ the pipeline
+
+
+def train_style(
+    base: Base,
+    style_pictures: Sequence,
+    content_pictures: Sequence | None = None,
+    name: str = "style",
+    settings: Settings | None = None,
+    **how,
+) -> History:
+    """Teach the base a style from a few pictures; the LoRA `name` is left active in `base.unet`.
+
+    style_pictures: PIL pictures of the base's size, 4 or more. The noise L2 is taken on them alone.
+    content_pictures: pictures of anything, that LPIPS and the style loss teach the LoRA to redraw;
+        None takes the style pictures for both.
+    settings: see Settings. how: folder, minutes, validation, ... as `fit` takes them. With a
+        folder, `NAME.safetensors` and `history.json` are written there, and a run that was cut
+        goes on from its last checkpoint when it is started again.
+
+    The base's text encoder and tokenizer are dropped: "" is encoded once, and nothing else is
+    needed. Raises StylenbError for fewer than 4 pictures, and see `fit`.
+    """
+    settings = settings or Settings()
+    if len(style_pictures) < 4:
+        raise StylenbError(
+            f"A style needs at least 4 pictures, better 16; these are {len(style_pictures)}."
+        )
+    separate = content_pictures is not None
+    content_pictures = list(content_pictures) if separate else list(style_pictures)
+    if not content_pictures:
+        raise StylenbError("content_pictures is empty: give some, or leave it out.")
+    base.drop_text_encoder()
+
+    # 1. Encode: every picture once, not once a step.
+    style_images, style_latents = encode(base, style_pictures, settings.flip)
+    looks = None
+    if settings.looks_at_pictures:
+        content_images, content_latents = encode(base, content_pictures, settings.flip)
+        looks = PictureLosses(style_images, settings.features, base.device)
+    last = base.scheduler.config.num_train_timesteps
+    add_lora(base, name, settings.rank, settings.alpha, settings.seed)
+
+    def losses_of(batch: int) -> dict[str, torch.Tensor]:
+        random = generator_at(settings.seed, batch)
+        step, size = batch // settings.accumulate, settings.batch_size
+        chosen = order_at(settings.seed, len(style_latents), batch * size, size)
+        latents, t = style_latents[chosen], spread_timesteps(size, last, random)
+        pictures = looks is not None and step % settings.picture_every == 0
+        if pictures:
+            extra = settings.picture_batch
+            kept = order_at(settings.seed + 1, len(content_latents), batch * extra, extra)
+            latents = torch.cat([latents, content_latents[kept]])
+            t = torch.cat([t, spread_timesteps(extra, settings.picture_timesteps, random)])
+        latents, t = latents.to(base.device), t.to(base.device)
+
+        # 2. Add noise by the schedule.
+        noise = torch.randn(latents.shape, generator=random).to(base.device)
+        noisy = base.scheduler.add_noise(latents, noise, t)
+
+        # 3. The UNet predicts the noise, without a prompt.
+        prediction = base.predict_noise(noisy, t)
+
+        # 4. L2 + LPIPS + style loss.
+        l2 = noise_loss(prediction, noise, t, base.scheduler, settings.snr_gamma)
+        terms = {"noise": l2[:size].mean()}
+        if pictures:
+            t = t[size:]
+            x0 = estimate_x0(base.scheduler, noisy[size:], prediction[size:], t)
+            images = base.decode_quickly(x0)
+            lpips, style = looks(images, content_images[kept].to(base.device))
+            trust = snr(base.scheduler, t).clamp(max=1)  # of the estimate, less with more noise
+            terms["lpips"], terms["style"] = (lpips * trust).mean(), (style * trust).mean()
+        return terms
+
+    # 5. Backpropagate and update A and B.
+    about = {
+        "base": base.name,
+        "style pictures": digest(style_pictures),
+        "content pictures": digest(content_pictures),
+    }
+    weights = {"lpips": settings.lpips_weight, "style": settings.style_weight}
+    try:
+        history = fit(base, losses_of, settings, weights, about=about, **how)
+    except NotFinite:
+        raise  # the last good weights are in the LoRA
+    except StylenbError:
+        remove_lora(base, name)
+        raise
+    base.unet.requires_grad_(False)
+    if how.get("folder"):
+        about |= {"settings": asdict(settings), "seconds": round(history.seconds)}
+        save_lora(base, Path(how["folder"]) / f"{name}.safetensors", name, about)
+    return history
+
+
+@torch.no_grad()
+def encode(base: Base, pictures: Sequence, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures, and with `flip` their mirror images after them -> images (N, 3, H, W) in [-1, 1]
+    and float32 latents (N, 4, H/8, W/8), both in main memory."""
+    images = to_tensor(pictures)
+    if flip:
+        images = torch.cat([images, images.flip(-1)])
+    return images, torch.cat([base.encode(part).float().cpu() for part in images.split(4)])
+
+
+def digest(pictures: Sequence) -> str:
+    """A short name of these pictures in this order, to tell whether they are still the same."""
+    return hashlib.sha256(b"".join(p.tobytes() for p in pictures)).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------ the loop
+
+
+def fit(
+    base: Base,
+    losses_of: Callable[[int], dict[str, torch.Tensor]],
+    settings: Settings,
+    weights: dict[str, float],
+    *,
+    about: dict | None = None,
+    folder: str | Path | None = None,
+    minutes: float | None = None,
+    checkpoint_every: int = 50,
+    keep: int = 2,
+    validation: Sequence = (),
+    validate_every: int = 100,
+    progress: bool = True,
+) -> History:
+    """Minimise the weighted sum of losses over whatever in the base requires a gradient.
+
+    losses_of(batch): the terms of the loss of batch 0, 1, 2, ... as scalars; all that is random in
+        it must be a function of `batch`. weights: of the terms, 1 where none is given.
+    about: what else has to be the same for a run to be resumed.
+    folder: where checkpoints are kept, the last `keep` of those written at every
+        `checkpoint_every` updates; None keeps none. minutes: stop by itself after this time, save,
+        and go on from there when called again.
+    validation: photos to redraw at every `validate_every` updates, at the base's default strength.
+
+    Raises StylenbError for a folder that holds a run with other settings, and at the first loss or
+    gradient that is not finite, after putting the last good weights back.
+    """
+    parameters = {
+        f"{part}.{name}": p
+        for part in ("unet", "text_encoder")
+        if getattr(base, part) is not None
+        for name, p in getattr(base, part).named_parameters()
+        if p.requires_grad
+    }
+    optimizer = make_optimizer(list(parameters.values()), settings)
+    # Gradients of half-precision weights below 6e-8 would vanish if the loss were not scaled up.
+    scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
+    checkpoints = Checkpoints(
+        folder, keep, {**asdict(settings), **(about or {})}, parameters, optimizer, scaler
+    )
+    history = History(checkpoints.resume(), steps=settings.steps)
+    history.seconds = sum(row["seconds"] for row in history.rows)
+    if settings.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+        base.unet.train()  # diffusers checkpoints in training mode only; no dropout is in there
+    began = time.monotonic()
+    smooth: dict[str, float] = {}
+    bar = tqdm(
+        total=settings.steps, initial=len(history.rows), disable=not progress, desc="training"
+    )
+    try:
+        while not history.finished:
+            step, started = len(history.rows), time.monotonic()
+            row: dict[str, float] = {}
+            for micro in range(settings.accumulate):
+                with autocast(base.device):
+                    terms = losses_of(step * settings.accumulate + micro)
+                    loss = sum(weights.get(k, 1.0) * v for k, v in terms.items())
+                scaler.scale(loss / settings.accumulate).backward()
+                for key, value in {**terms, "loss": loss}.items():
+                    row[key] = row.get(key, 0.0) + value.item() / settings.accumulate
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip).item()
+            # The scaler finds its scale by gradients that overflow, and leaves those updates out.
+            overflow = scaler.is_enabled() and scaler.get_scale() > 1
+            if not math.isfinite(row["loss"]) or not (math.isfinite(norm) or overflow):
+                kept = checkpoints.restore()
+                raise NotFinite(
+                    f"The {'gradient' if math.isfinite(row['loss']) else 'loss'} is not finite at "
+                    f"step {step}; the weights of step {kept} are kept. Try half the learning "
+                    f"rate ({settings.learning_rate / 2:g}), or smaller weights of the losses."
+                )
+            if step % checkpoint_every == 0:  # these weights have just given finite figures
+                checkpoints.save(history)
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, settings)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+            row["gradient"], row["seconds"] = norm, time.monotonic() - started
+            history.rows.append({key: float(f"{value:.5g}") for key, value in row.items()})
+            history.seconds += row["seconds"]
+            for key, value in row.items():
+                if key in terms:
+                    smooth[key] = 0.95 * smooth.get(key, value) + 0.05 * value
+            bar.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
+            bar.update()
+            if validation and (step + 1) % validate_every == 0:
+                history.pictures[step + 1] = redraw(base, validation)
+                checkpoints.save_pictures(step + 1, history.pictures[step + 1])
+            if minutes is not None and time.monotonic() - began > 60 * minutes:
+                break
+    finally:
+        bar.close()
+        base.unet.disable_gradient_checkpointing()
+        base.unet.eval()
+    checkpoints.save(history)
+    if not history.finished:
+        print(
+            f"Stopped after {minutes:g} min at step {len(history.rows)} of {settings.steps}"
+            + ("; run it again to go on." if folder else ".")
+        )
+    return history
+
+
+def make_optimizer(parameters: list, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW without weight decay, or its 8-bit twin, whose state takes a quarter of the memory."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.0)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise StylenbError(
+            "optimizer 'adamw8bit' needs bitsandbytes: run `pip install bitsandbytes`, or use "
+            "'adamw'."
+        ) from error
+    return AdamW8bit(parameters, settings.learning_rate, weight_decay=0.0)
+
+
+@torch.no_grad()
+def redraw(base: Base, photos: Sequence) -> list:
+    """Photos through the base as it is now, at its default strength, with the same noise always."""
+    training = base.unet.training
+    base.unet.eval()
+    latents = torch.cat([base.encode(part) for part in to_tensor(photos).split(4)])
+    latents = denoise(base, latents, base.default_strength, base.default_steps)
+    base.unet.train(training)
+    return [p for part in latents.split(4) for p in to_pictures(base.decode(part))]
+
+
+class Checkpoints:
+    """The state of a run in a folder: `checkpoint-000050.safetensors`, the last few of them.
+
+    Each holds the trained weights, the optimiser's state and, as metadata, settings and history.
+    It is written under a temporary name and renamed, so that a kill or a full disk leaves the one
+    before it whole. Without a folder only the last good weights are kept, in memory.
+    """
+
+    def __init__(self, folder, keep, settings, parameters, optimizer, scaler):
+        self.folder = None if folder is None else Path(folder)
+        self.keep, self.settings, self.parameters = max(1, keep), settings, parameters
+        self.optimizer, self.scaler = optimizer, scaler
+        self.good: tuple[int, dict] | None = None
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left_over in self.folder.glob("checkpoint-*.tmp"):
+                left_over.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+    def save(self, history: History) -> None:
+        weights = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        if not all(w.isfinite().all() for w in weights.values()):
+            return
+        step = len(history.rows)
+        self.good = (step, weights)
+        if self.folder is None:
+            return
+        tensors = {f"weights/{name}": w for name, w in weights.items()}
+        numbers: dict[str, float] = {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer/{index}/{key}"] = value.cpu().contiguous()
+                else:
+                    numbers[f"{index}/{key}"] = value
+        metadata = {
+            "settings": self.settings,
+            "rows": history.rows,
+            "numbers": numbers,
+            "scaler": self.scaler.state_dict(),
+        }
+        path = self.folder / f"checkpoint-{step:06d}.safetensors"
+        temporary = path.with_suffix(".tmp")
+        try:
+            save_file(tensors, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+            temporary.replace(path)
+            history.save(self.folder / "history.json")
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            warnings.warn(
+                f"Step {step} could not be saved ({error}); training goes on, and what was saved "
+                f"before is whole. Free some disk space in {self.folder}.",
+                stacklevel=2,
+            )
+            return
+        for old in self._files()[: -self.keep]:
+            old.unlink()
+
+    def save_pictures(self, step: int, pictures: Sequence) -> None:
+        if self.folder is None:
+            return
+        with contextlib.suppress(OSError):  # they are for looking; the run needs none of them
+            (self.folder / "validation").mkdir(exist_ok=True)
+            for index, picture in enumerate(pictures):
+                picture.save(self.folder / "validation" / f"{step:06d}-{index}.png")
+
+    def resume(self) -> list[dict]:
+        """Load the last checkpoint, if there is one, and return the history's rows."""
+        for path in reversed(self._files() if self.folder else []):
+            try:
+                with safe_open(path, "pt") as file:
+                    metadata = {k: json.loads(v) for k, v in file.metadata().items()}
+                    tensors = {key: file.get_tensor(key) for key in file.keys()}
+            except (SafetensorError, OSError):
+                continue  # damaged; the one before it will do
+            different = [
+                f"{key} was {metadata['settings'].get(key)!r} and is {value!r}"
+                for key, value in self.settings.items()
+                if metadata["settings"].get(key) != value
+            ]
+            if different:
+                raise StylenbError(
+                    f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
+                    "give those again to go on with it, or another folder to start afresh."
+                )
+            self._load_weights(
+                {k.removeprefix("weights/"): v for k, v in tensors.items() if "weights/" in k[:8]}
+            )
+            state: dict[int, dict] = {}
+            for key, value in tensors.items():
+                if key.startswith("optimizer/"):
+                    _, index, what = key.split("/")
+                    state.setdefault(int(index), {})[what] = value
+            for key, value in metadata["numbers"].items():
+                index, what = key.split("/")
+                state.setdefault(int(index), {})[what] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.scaler.load_state_dict(metadata["scaler"])
+            return metadata["rows"]
+        return []
+
+    def restore(self) -> int:
+        """Put the last good weights back; return their step."""
+        if self.good is None:
+            return 0
+        self._load_weights(self.good[1])
+        return self.good[0]
+
+    @torch.no_grad()
+    def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(weights[name])

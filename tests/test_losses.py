@@ -1,0 +1,153 @@
+"""stylenb.losses: each term against what it is by definition, on the shipped feature network."""
+
+import pytest
+import torch
+
+from stylenb import StylenbError, losses, sample_photo, to_tensor
+from stylenb.pocket.scenes import draw_scene
+from stylenb.pocket.styles import apply_style
+
+
+@pytest.fixture(scope="module")
+def net():
+    return losses.load_features("pocket")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return to_tensor([draw_scene(i).picture for i in (2, 4)])
+
+
+def styled(style, seeds):
+    return to_tensor([apply_style(style, draw_scene(i).picture, i) for i in seeds])
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_estimate_is_exact_when_the_noise_is_known(tiny):
+    x0, noise = random(5, 4, 8, 8), random(5, 4, 8, 8, seed=1)
+    t = torch.tensor([0, 100, 350, 700, 999])
+    noisy = tiny.scheduler.add_noise(x0, noise, t)
+    assert torch.allclose(losses.estimate_x0(tiny.scheduler, noisy, noise, t), x0, atol=1e-4)
+
+
+def test_an_error_of_the_noise_grows_with_the_timestep(tiny):
+    x0, noise = random(3, 4, 8, 8), random(3, 4, 8, 8, seed=1)
+    t = torch.tensor([100, 400, 999])
+    noisy = tiny.scheduler.add_noise(x0, noise, t)
+    off = losses.estimate_x0(tiny.scheduler, noisy, noise + 0.01, t) - x0
+    gain = off.abs().flatten(1).mean(1) / 0.01
+    assert gain.tolist() == pytest.approx([0.34, 1.16, 14.6], rel=0.02)
+    assert torch.allclose(gain**-2, losses.snr(tiny.scheduler, t), rtol=1e-3)
+
+
+def test_noise_loss_is_the_mean_squared_error_of_each(tiny):
+    a, b = random(3, 4, 8, 8), random(3, 4, 8, 8, seed=1)
+    t = torch.tensor([10, 500, 900])
+    plain = losses.noise_loss(a, b, t, tiny.scheduler)
+    assert plain.shape == (3,)
+    assert plain[1].item() == pytest.approx(torch.nn.functional.mse_loss(a[1], b[1]).item())
+    weighted = losses.noise_loss(a, b, t, tiny.scheduler, snr_gamma=5) / plain
+    assert weighted[0] < 0.1  # nearly no noise: snr is far above 5
+    assert weighted[1:].tolist() == [1, 1]  # snr below 5 is left alone
+
+
+def test_lpips_from_features_is_that_of_the_package(net, scenes):
+    other = to_tensor([sample_photo(n, 128) for n in ("coffee", "chelsea")])
+    mine = losses.lpips_from(
+        net, losses.unit_features(net, scenes), losses.unit_features(net, other)
+    )
+    assert torch.allclose(mine, net(scenes, other).flatten(), rtol=1e-4)
+
+
+def test_lpips_with_linear_heads_too(scenes):
+    import lpips
+
+    net = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    other = scenes.flip(0)
+    mine = losses.lpips_from(
+        net, losses.unit_features(net, scenes), losses.unit_features(net, other)
+    )
+    assert torch.allclose(mine, net(scenes, other).flatten(), rtol=1e-4) and mine.min() > 0
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 64, 31, 31), (3, 7, 1, 9)])
+def test_a_gram_matrix(shape):
+    features = random(*shape)
+    matrix = losses.gram(features)
+    assert matrix.shape == (shape[0], shape[1], shape[1]) and matrix.dtype == torch.float32
+    assert torch.allclose(matrix, matrix.mT, atol=1e-6)
+    assert torch.linalg.eigvalsh(matrix.double()).min() > -1e-5
+    where = torch.randperm(shape[2] * shape[3], generator=torch.Generator().manual_seed(0))
+    shuffled = features.flatten(2)[:, :, where].view(shape)
+    assert torch.allclose(losses.gram(shuffled), matrix, atol=1e-5)  # no matter where things are
+    assert torch.allclose(losses.gram(3 * features), 9 * matrix, rtol=1e-4, atol=1e-5)
+    twice = torch.cat([features, features], dim=3)
+    assert torch.allclose(losses.gram(twice), matrix, atol=1e-5)  # nor how large the picture is
+
+
+def test_a_gram_matrix_of_unit_features_has_trace_one(net, scenes):
+    for features in losses.unit_features(net, scenes):
+        trace = losses.gram(features).diagonal(dim1=1, dim2=2).sum(1)
+        assert torch.allclose(trace, torch.ones(2), atol=1e-3)
+
+
+def test_a_gram_matrix_in_half_precision_is_taken_in_float32():
+    features = random(1, 8, 40, 40).half()
+    assert losses.gram(features).dtype == torch.float32
+    assert torch.allclose(losses.gram(features), losses.gram(features.float()), atol=1e-6)
+
+
+def test_the_palette_holds_the_mean_colour():
+    images = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    matrix = losses.gram(losses.palette(images))
+    assert matrix[0, -1].tolist() == pytest.approx([1, 0.5, 0, 1])
+
+
+@pytest.mark.parametrize("style", ["stained_glass", "blueprint", "woodcut"])
+def test_the_style_distance_knows_the_style(style):
+    looks = losses.PictureLosses(styled(style, range(50, 58)))
+    same = looks.style(styled(style, range(20, 26)))
+    plain = looks.style(to_tensor([draw_scene(i).picture for i in range(20, 26)]))
+    assert same.shape == (6,) and (same > 0).all()
+    assert same.mean() < 0.7 * plain.mean()
+
+
+def test_the_palette_counts_too(scenes):
+    looks = losses.PictureLosses(scenes)
+    assert looks.style(scenes.flip(1)).mean() > 1.5 * looks.style(scenes).mean()  # red for blue
+
+
+def test_one_pass_gives_both_losses_and_gradients(net, scenes):
+    looks = losses.PictureLosses(styled("poster", (50, 51)))
+    images = scenes.clone().requires_grad_()
+    lpips, style = looks(images, scenes.flip(0))
+    assert torch.allclose(lpips, net(scenes, scenes.flip(0)).flatten(), rtol=1e-3)
+    assert torch.allclose(style, looks.style(scenes), rtol=1e-3)
+    (lpips.sum() + style.sum()).backward()
+    assert images.grad.abs().sum() > 0 and images.grad.isfinite().all()
+    lpips, _ = looks(scenes, scenes)
+    assert lpips.abs().max() < 1e-4  # nothing to change
+
+
+def test_mixed_precision_does_not_reach_the_gram_matrices(scenes):
+    looks = losses.PictureLosses(styled("poster", (50, 51)))
+    expected = looks(scenes, scenes.flip(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = looks(scenes, scenes.flip(0))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_unknown_features_are_one_sentence():
+    with pytest.raises(StylenbError, match="features is one of pocket, squeeze, alex, vgg"):
+        losses.load_features("resnet")
+
+
+def test_features_that_cannot_be_downloaded_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(StylenbError, match="could not be downloaded .* features='pocket'"):
+        losses.load_features("squeeze")

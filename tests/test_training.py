@@ -1,0 +1,519 @@
+"""stylenb.training on a tiny real model: the pipeline, the loop, and that nothing is ever lost."""
+
+import contextlib
+import copy
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stylenb
+from stylenb import StylenbError, training
+from stylenb.lora import TARGETS, about_lora, adapters, add_lora, load_lora, set_scale
+from stylenb.training import NotFinite, Settings, train_style
+
+SETTINGS = Settings(
+    rank=4,
+    steps=6,
+    batch_size=2,
+    learning_rate=0.01,
+    warmup=2,
+    picture_batch=1,
+    lpips_weight=0.01,
+    style_weight=0.1,
+)
+PLAIN = replace(SETTINGS, lpips_weight=0.0, style_weight=0.0)
+NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def stripes(count=5, colour=(200, 90, 20)):
+    """Stripes of two colours, at a slant of their own."""
+    y, x = np.mgrid[0:64, 0:64]
+    dark = [(x * i + y * (count - i)) // 32 % 2 for i in range(count)]
+    return [Image.fromarray(np.uint8(d[..., None] * colour + 20)) for d in dark]
+
+
+def train(base, settings=SETTINGS, pictures=None, content=None, **how):
+    return train_style(
+        base, pictures or stripes(), content, "mine", settings, progress=False, **how
+    )
+
+
+def weights(base) -> dict:
+    return {k: v.clone() for k, v in base.unet.state_dict().items() if ".mine." in k}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@torch.no_grad()
+def predict(base):
+    return base.predict_noise(NOISY, 500)
+
+
+def fresh(tiny):
+    own = copy.copy(tiny)
+    own.unet = copy.deepcopy(tiny.unet)
+    return own
+
+
+@pytest.fixture
+def base(tiny):
+    """The tiny model with a UNet of its own."""
+    return fresh(tiny)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny):
+    """Weights and history of a run that nothing cut."""
+    own = fresh(tiny)
+    history = train(own, replace(SETTINGS, accumulate=2))
+    return weights(own), history
+
+
+# --- the functions of (seed, step) ---
+
+
+def test_every_epoch_shows_each_picture_once_in_an_order_of_its_own():
+    order = training.order_at(7, 10, 0, 30).tolist()
+    epochs = [order[0:10], order[10:20], order[20:30]]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    pieces = [training.order_at(7, 10, first, 3).tolist() for first in range(0, 30, 3)]
+    assert sum(pieces, []) == order  # wherever a batch begins
+    assert training.order_at(8, 10, 0, 30).tolist() != order
+
+
+def test_timesteps_are_spread_over_the_schedule():
+    t = training.spread_timesteps(8, 1000, torch.Generator().manual_seed(0))
+    assert [int(x) // 125 for x in t] == list(range(8))
+
+
+def test_the_rate_warms_up_and_falls():
+    settings = Settings(steps=100, warmup=10, learning_rate=1.0)
+    rates = [training.rate_at(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(0.98, abs=0.01)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5, abs=0.1) and 0 < rates[-1] < 0.001
+
+
+# --- the pipeline ---
+
+
+def test_gradients_reach_the_lora_alone_and_all_of_it(base):
+    parameters = {id(p) for p in base.unet.parameters()}
+    train(base, replace(SETTINGS, steps=2))  # B is zero at first, and with it A's gradient
+    trained = [n for n, p in base.unet.named_parameters() if id(p) not in parameters]
+    modules = [n for n, _ in base.unet.named_modules() if n.endswith(TARGETS)]
+    assert len(trained) == 2 * len(modules) > 0
+    after = weights(base)
+    add_lora(base, "untrained", 4, 1.0, 0)
+    for name, value in after.items():
+        start = base.unet.state_dict()[name.replace(".mine.", ".untrained.")]
+        assert not torch.equal(start, value), name
+    others = [p for part in (base.vae, base.unet) for p in part.parameters()]
+    assert all(p.grad is None or not p.grad.any() for p in others)
+
+
+def test_training_lowers_the_loss(base):
+    history = train(base, replace(PLAIN, steps=25, batch_size=4, learning_rate=0.02))
+    at, values = history.values("noise")
+    assert at == list(range(25)) and np.isfinite(values).all()
+    assert np.mean(values[-5:]) < 0.97 * np.mean(values[:5])
+    assert history.finished and history.seconds > 0
+    assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_every_term_teaches_something_else(tiny):
+    found = []
+    for lpips, style in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        own = fresh(tiny)
+        train(own, replace(SETTINGS, lpips_weight=lpips, style_weight=style))
+        found.append(weights(own))
+    assert not any(same(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+def test_the_frozen_weights_stay_bit_for_bit(base, tiny):
+    before, output = {k: v.clone() for k, v in tiny.unet.state_dict().items()}, predict(tiny)
+    train(base)
+    after = {k.replace(".base_layer", ""): v for k, v in base.unet.state_dict().items()}
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert not torch.allclose(predict(base), output)
+    set_scale(base, None)
+    assert torch.equal(predict(base), output)
+
+
+def test_picture_losses_come_at_every_kth_step(base):
+    history = train(base, replace(SETTINGS, steps=7, picture_every=3))
+    assert history.values("style")[0] == history.values("lpips")[0] == [0, 3, 6]
+    assert history.values("noise")[0] == list(range(7))
+
+
+def test_without_their_weights_no_picture_is_decoded(base, monkeypatch):
+    monkeypatch.setattr(type(base), "decode", None)
+    assert train(base, PLAIN).values("style") == ([], [])
+
+
+def test_content_and_style_pictures_may_differ(tiny):
+    found = []
+    for content in (None, stripes(7, (20, 200, 90)), stripes()):
+        own = fresh(tiny)
+        train(own, content=content)
+        found.append(weights(own))
+    assert not same(found[0], found[1])
+    assert same(found[0], found[2])  # the style pictures are the content where none is given
+
+
+def test_what_the_prompt_needs_is_dropped(base):
+    train(base, replace(PLAIN, steps=1))
+    assert base.text_encoder is None and base.tokenizer is None
+
+
+def test_accumulation_is_a_larger_batch(tiny, monkeypatch):
+    noisy = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    t = torch.tensor([100, 300, 600, 900])
+    monkeypatch.setattr(training, "autocast", lambda device: contextlib.nullcontext())
+    found = []
+    for size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        own = fresh(tiny)
+        add_lora(own, "mine", 4)
+
+        def losses_of(batch, own=own, size=size):
+            part = slice(batch * size % 4, batch * size % 4 + size)
+            error = own.predict_noise(noisy[part], t[part]) - noisy[part]
+            return {"noise": error.square().mean()}
+
+        settings = replace(PLAIN, steps=2, accumulate=accumulate)
+        history = training.fit(own, losses_of, settings, {}, progress=False)
+        found.append((weights(own), history.rows))
+    (expected, rows), *others = found
+    for state, other_rows in others:
+        for mine, theirs in zip(other_rows, rows, strict=True):
+            assert mine["noise"] == pytest.approx(theirs["noise"], rel=1e-3)
+            assert mine["gradient"] == pytest.approx(theirs["gradient"], rel=1e-2)
+        for key, value in state.items():
+            assert torch.allclose(value, expected[key], atol=1e-3), key
+
+
+def test_clipping_clips(tiny):
+    found = {}
+    for clip in (1e9, 1e-3):
+        own = fresh(tiny)
+        seen = []
+        original = torch.optim.AdamW.step
+
+        def step(self, *args, seen=seen, original=original, **more):
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            seen.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+            return original(self, *args, **more)
+
+        torch.optim.AdamW.step = step
+        try:
+            history = train(own, replace(PLAIN, clip=clip, steps=2))
+        finally:
+            torch.optim.AdamW.step = original
+        found[clip] = seen, [row["gradient"] for row in history.rows]
+    free, measured = found[1e9]
+    clipped, _ = found[1e-3]
+    assert min(free) > 1e-3 and free == pytest.approx(measured, rel=1e-3)
+    assert clipped == pytest.approx([1e-3] * 2, rel=1e-3)
+
+
+def test_the_same_seed_trains_the_same_weights(tiny):
+    found = []
+    for seed in (5, 5, 6):
+        own = fresh(tiny)
+        torch.rand(len(found))  # whatever was drawn before plays no part
+        state = torch.get_rng_state()
+        train(own, replace(SETTINGS, seed=seed))
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append(weights(own))
+    assert same(found[0], found[1]) and not same(found[0], found[2])
+
+
+def test_gradient_checkpointing_changes_the_memory_only(tiny):
+    found = []
+    for checkpointing in (False, True):
+        own = fresh(tiny)
+        train(own, replace(SETTINGS, gradient_checkpointing=checkpointing))
+        found.append(weights(own))
+        assert not own.unet.training and not own.unet.is_gradient_checkpointing
+    for key, value in found[0].items():
+        assert torch.allclose(value, found[1][key], atol=1e-4), key
+
+
+def test_half_precision_bases_train_too(tiny_folder, monkeypatch):
+    # as on a GPU without bfloat16: no autocast, and a scaler
+    monkeypatch.setattr(training, "autocast", lambda device: contextlib.nullcontext())
+    own = stylenb.load(tiny_folder, device="cpu", dtype=torch.float16)
+    history = train(own, replace(SETTINGS, steps=3))
+    assert history.finished and all(v.dtype == torch.float32 for v in weights(own).values())
+
+
+def test_eight_bit_adamw_or_a_sentence_about_it(base):
+    settings = replace(PLAIN, optimizer="adamw8bit", steps=2)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(StylenbError, match="pip install bitsandbytes"):
+            train(base, settings)
+        assert adapters(base) == []
+    else:
+        assert train(base, settings).finished
+
+
+def test_validation_pictures(base, tmp_path):
+    photos = stripes(2)
+    history = train(base, folder=tmp_path, validation=photos, validate_every=2)
+    assert list(history.pictures) == [2, 4, 6]
+    assert all(len(p) == 2 and p[0].size == (64, 64) for p in history.pictures.values())
+    assert history.pictures[2][0].tobytes() != history.pictures[6][0].tobytes()
+    files = sorted(p.name for p in (tmp_path / "validation").iterdir())
+    assert files[:2] == ["000002-0.png", "000002-1.png"] and len(files) == 6
+
+
+def test_validation_does_not_change_the_run(tiny, whole_run):
+    own = fresh(tiny)
+    train(own, replace(SETTINGS, accumulate=2), validation=stripes(1), validate_every=1)
+    assert same(weights(own), whole_run[0])
+
+
+# --- what is written ---
+
+
+def test_the_folder_holds_the_lora_its_history_and_the_last_checkpoints(base, tmp_path):
+    folder = tmp_path / "run"
+    history = train(base, folder=folder, checkpoint_every=1, keep=2)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == [
+        "checkpoint-000005.safetensors",
+        "checkpoint-000006.safetensors",
+        "history.json",
+        "mine.safetensors",
+    ]
+    assert json.loads((folder / "history.json").read_text())["rows"] == history.rows
+    about = about_lora(folder / "mine.safetensors")
+    assert about["settings"]["learning_rate"] == 0.01 and about["base"] == base.name
+    trained = predict(base)
+    stylenb.remove_lora(base, "mine")
+    set_scale(base, load_lora(base, folder / "mine.safetensors"))
+    assert torch.allclose(predict(base), trained, atol=2e-3)  # half precision on the way
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """The third checkpoint does not fit: the run ends, and what was saved before is whole."""
+    limited = """
+from pathlib import Path
+Path({folder!r}).mkdir()
+original = training.Checkpoints.save
+def save(self, history):
+    if len(history.rows) == 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    original(self, history)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+training.Checkpoints.save = save
+train(base, folder={folder!r}, checkpoint_every=2, keep=9)
+"""
+    folder = tmp_path / "run"
+    done = run_script(limited.format(folder=str(folder)))
+    assert done.returncode == 0, done.stderr
+    assert "could not be saved" in done.stderr and "Free some disk space" in done.stderr
+    names = sorted(p.name for p in folder.glob("checkpoint*"))
+    assert names == [f"checkpoint-00000{i}.safetensors" for i in (0, 2, 6)]
+    assert not list(folder.glob("*.tmp"))
+
+
+# --- cut and resumed ---
+
+SCRIPT = """
+import resource, sys
+sys.path[:0] = {path!r}
+import torch
+torch.set_num_threads({threads})
+import stylenb
+from test_training import *
+base = stylenb.load({tiny!r}, device="cpu")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _script(tiny_folder):
+    run_script.head = SCRIPT.format(
+        path=[str(Path(__file__).parent), str(Path(__file__).parent.parent)],
+        threads=torch.get_num_threads(),
+        tiny=str(tiny_folder),
+    )
+
+
+def run_script(body: str, **options):
+    return subprocess.run(
+        [sys.executable, "-c", run_script.head + body], capture_output=True, text=True, **options
+    )
+
+
+def test_a_run_killed_at_random_steps_ends_with_the_same_weights(base, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    body = f"""
+import os, signal
+kill_at = int(sys.argv[1])
+count = [0]
+predicted = type(base).predict_noise
+def predict_noise(self, *args):  # called once a batch: inside an accumulation window too
+    count[0] += 1
+    if count[0] == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predicted(self, *args)
+type(base).predict_noise = predict_noise
+train(base, replace(SETTINGS, accumulate=2), folder={str(folder)!r}, checkpoint_every=1)
+"""
+    killed = 0
+    for kill_at in random.Random(0).sample(range(1, 9), 2):
+        done = subprocess.run(
+            [sys.executable, "-c", run_script.head + body, str(kill_at)], capture_output=True
+        )
+        killed += done.returncode == -signal.SIGKILL
+        assert not (folder / "mine.safetensors").exists()
+    assert killed == 2
+    history = train(base, replace(SETTINGS, accumulate=2), folder=folder, checkpoint_every=1)
+    expected, whole = whole_run
+    assert same(weights(base), expected)
+    for mine, theirs in zip(history.rows, whole.rows, strict=True):
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_a_run_that_was_stopped_by_its_time_goes_on(base, whole_run, tmp_path, capsys):
+    settings = replace(SETTINGS, accumulate=2)
+    history = train(base, settings, folder=tmp_path, minutes=0)
+    assert len(history.rows) == 1 and not history.finished
+    assert "at step 1 of 6; run it again to go on" in capsys.readouterr().out
+    stylenb.remove_lora(base, "mine")
+    assert train(base, settings, folder=tmp_path).finished
+    assert same(weights(base), whole_run[0])
+
+
+def test_a_finished_run_is_not_run_again(base, tmp_path):
+    first = train(base, folder=tmp_path)
+    trained = weights(base)
+    stylenb.remove_lora(base, "mine")
+    began = time.monotonic()
+    again = train(base, folder=tmp_path)
+    assert again.rows == first.rows and same(weights(base), trained)
+    assert time.monotonic() - began < first.seconds + 5
+
+
+def test_a_damaged_last_checkpoint_costs_only_itself(base, whole_run, tmp_path):
+    settings = replace(SETTINGS, accumulate=2)
+    train(base, settings, folder=tmp_path, checkpoint_every=1, keep=3)
+    last = sorted(tmp_path.glob("checkpoint*"))[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    (tmp_path / "checkpoint-000009.tmp").write_bytes(b"half written")
+    stylenb.remove_lora(base, "mine")
+    history = train(base, settings, folder=tmp_path, checkpoint_every=1, keep=3)
+    assert history.finished and same(weights(base), whole_run[0])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+DIFFERENT = {
+    "learning rate": (replace(SETTINGS, learning_rate=0.02), None, "learning_rate was 0.01 and is"),
+    "rank": (replace(SETTINGS, rank=2), None, "rank was 4 and is 2"),
+    "two": (replace(SETTINGS, steps=9, seed=1), None, "steps was 6 and is 9; seed was 0 and is 1"),
+    "pictures": (SETTINGS, stripes(5, (1, 2, 3)), "style pictures was"),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_other_settings_are_refused_and_named(case, base, tmp_path):
+    train(base, folder=tmp_path)
+    stylenb.remove_lora(base, "mine")
+    files = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    settings, pictures, message = DIFFERENT[case]
+    with pytest.raises(StylenbError, match=message):
+        train(base, settings, pictures, folder=tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == files
+    assert adapters(base) == []
+
+
+# --- not a number ---
+
+
+def poison(monkeypatch, at, value):
+    original = training.noise_loss
+    calls = []
+
+    def noise_loss(*args):
+        calls.append(1)
+        loss = original(*args)
+        return loss * value if len(calls) == at + 1 else loss
+
+    monkeypatch.setattr(training, "noise_loss", noise_loss)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_first_loss_that_is_not_finite_stops_it(value, base, tmp_path, monkeypatch):
+    poison(monkeypatch, 4, value)
+    with pytest.raises(
+        NotFinite, match=r"loss is not finite at step 4; the weights of step 3 are "
+    ):
+        train(base, PLAIN, folder=tmp_path, checkpoint_every=3)
+    good = weights(base)
+    assert good and all(v.isfinite().all() for v in good.values())
+    newest = sorted(tmp_path.glob("checkpoint*"))[-1]
+    assert newest.name == "checkpoint-000003.safetensors"
+    monkeypatch.undo()
+    stylenb.remove_lora(base, "mine")
+    history = train(base, PLAIN, folder=tmp_path, checkpoint_every=3)  # it can go on from there
+    assert history.finished
+
+
+def test_a_gradient_that_is_not_finite_stops_it(base, monkeypatch):
+    original = training.noise_loss
+
+    def noise_loss(prediction, *args):
+        loss = original(prediction, *args)
+        loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    monkeypatch.setattr(training, "noise_loss", noise_loss)
+    with pytest.raises(NotFinite, match="gradient is not finite at step 0; .* half the learning"):
+        train(base, PLAIN)
+
+
+def test_a_rate_that_is_far_too_high_keeps_good_weights(base):
+    with pytest.raises(NotFinite, match="Try half the learning rate"):
+        train(base, replace(PLAIN, learning_rate=1e30, warmup=0))
+    assert all(v.isfinite().all() for v in weights(base).values())
+
+
+# --- bad calls ---
+
+BAD = {
+    "few pictures": (lambda base: train(base, pictures=stripes(3)), "at least 4 pictures"),
+    "no content": (lambda base: train(base, content=[]), "content_pictures is empty"),
+    "rank": (lambda base: Settings(rank=0), "rank is a whole number from 1 up, not 0"),
+    "steps": (lambda base: Settings(steps=2.5), "steps is a whole number"),
+    "rate": (lambda base: Settings(learning_rate=0), "learning_rate must be above 0"),
+    "weight": (lambda base: Settings(style_weight=-1), "style_weight must be 0 or more"),
+    "optimizer": (lambda base: Settings(optimizer="sgd"), "'adamw' or 'adamw8bit', not 'sgd'"),
+    "features": (
+        lambda base: train(base, replace(SETTINGS, features="resnet")),
+        "features is one of",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_call_is_one_sentence_and_leaves_the_base(case, base):
+    call, message = BAD[case]
+    with pytest.raises(StylenbError, match=message):
+        call(base)
+    assert adapters(base) == []
