@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 
@@ -168,6 +169,159 @@ def noisy(x: torch.Tensor, noise: torch.Tensor, amount: float) -> torch.Tensor:
     return math.sqrt(1 - amount**2) * x + amount * noise
 
 
+# --- 02 noise and the UNet
+
+
+def _kept(scheduler, timestep) -> torch.Tensor:
+    """What is kept of the variance at timesteps (N,), as (N,1,1,1)."""
+    return scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+
+
+def add_noise(scheduler, latents, noise, timestep) -> torch.Tensor:
+    """Latents (N,4,h,w) under the noise that the schedule has at each timestep (N,)."""
+    kept = _kept(scheduler, timestep)
+    return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
+
+
+def snr(scheduler, timestep) -> torch.Tensor:
+    """The picture's variance over the noise's at timesteps (N,)."""
+    kept = scheduler.alphas_cumprod[timestep]
+    return kept / (1 - kept)
+
+
+def estimate_x0(scheduler, noisy, noise, timestep) -> torch.Tensor:
+    """The latents that ``add_noise`` was given, from what it returned and the noise."""
+    kept = _kept(scheduler, timestep)
+    return (noisy - (1 - kept) ** 0.5 * noise) / kept**0.5
+
+
+def ddim_step(scheduler, noisy, noise, timestep, previous) -> torch.Tensor:
+    """Noisy latents at ``timestep`` brought to ``previous``, with no randomness (DDIM, eta 0)."""
+    return add_noise(scheduler, estimate_x0(scheduler, noisy, noise, timestep), noise, previous)
+
+
+def guided(without: torch.Tensor, with_prompt: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance: at scale 0 the first guess, at 1 the second, beyond it further."""
+    return without + scale * (with_prompt - without)
+
+
+def start_index(steps: int, strength: float) -> int:
+    """The first of ``steps`` timesteps that is run at ``strength``, above 0 and up to 1."""
+    return steps - steps_run(steps, strength)
+
+
+def _scheduled_inputs(generator):
+    """A schedule of its own, two batches of latents, and timesteps from its middle.
+
+    A batch is as wide as it is long, so that numbers (N,) which lack the shape (N,1,1,1) are laid
+    along the width without an error, and that mistake can be named.
+    """
+    count, height = _sizes(generator, 2, 6, 1)[0], _sizes(generator, 6, 9, 1)[0]
+    kept = (1 - (torch.rand(100, generator=generator) * 0.02 + 0.005)).cumprod(0)
+    a, b = torch.randn(2, count, 4, height, count, generator=generator)
+    timestep = torch.randint(40, 90, (count,), generator=generator)
+    return SimpleNamespace(alphas_cumprod=kept), a, b, timestep
+
+
+def _ddim_inputs(generator):
+    scheduler, a, b, timestep = _scheduled_inputs(generator)
+    return scheduler, a, b, timestep, timestep - _sizes(generator, 10, 40, 1)[0]
+
+
+def _guided_inputs(generator):
+    _, a, b, _ = _scheduled_inputs(generator)
+    return a, b, 1.5 + 6 * float(torch.rand(1, generator=generator))
+
+
+# --- 03 the LoRA formula
+
+
+def lora_forward(x, W, A, B, alpha: float) -> torch.Tensor:
+    """Rows ``x`` (N,in) through W + alpha A B; W is (in,out), A (in,r) and B (r,out)."""
+    return x @ W + alpha * (x @ A @ B)
+
+
+def _forward_inputs(generator):
+    count, inputs, outputs = _sizes(generator, 6, 30, 3)
+    (rank,) = _sizes(generator, 2, 6, 1)
+    shapes = (count, inputs), (inputs, outputs), (inputs, rank), (rank, outputs)
+    return *(torch.randn(shape, generator=generator) for shape in shapes), _alpha(generator)
+
+
+def _alpha(generator) -> float:
+    return 0.25 + 0.5 * float(torch.rand(1, generator=generator))
+
+
+def convert_alpha(value: float, rank: int, source: str, target: str) -> float:
+    """The alpha of a LoRA as "course" or as "peft" and "kohya" write it, which divide by rank."""
+    alpha = value if source == "course" else value / rank
+    return alpha if target == "course" else alpha * rank
+
+
+def _convert_inputs(generator):
+    source, target = torch.randperm(3, generator=generator)[:2].tolist()
+    programs = "course", "peft", "kohya"
+    return 8 * _alpha(generator), _sizes(generator, 2, 17, 1)[0], programs[source], programs[target]
+
+
+def lora_parameters(shapes, rank: int) -> int:
+    """Numbers in A and B together for layers with weights of ``shapes``, a list of (out, in)."""
+    return sum(rank * (outputs + inputs) for outputs, inputs in shapes)
+
+
+def _shapes_inputs(generator):
+    sizes = _sizes(generator, 8, 80, 10)
+    return list(zip(sizes[::2], sizes[1::2], strict=True)), _sizes(generator, 3, 9, 1)[0]
+
+
+def keep_rank(update: torch.Tensor, k: int) -> torch.Tensor:
+    """The matrix of rank ``k`` that is nearest to ``update``; same shape."""
+    U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+    return U[:, :k] * S[:k] @ Vh[:k]
+
+
+def _rank_inputs(generator):
+    shape = _sizes(generator, 8, 20, 2)
+    return torch.randn(shape, generator=generator), _sizes(generator, 2, 6, 1)[0]
+
+
+def _nearest_but(function: Callable) -> Callable:
+    """``keep_rank`` with the pieces of the SVD put together by ``function`` instead."""
+    return lambda m, k: function(*torch.linalg.svd(m, full_matrices=False), k)
+
+
+def merge(weight, A, B, alpha: float) -> torch.Tensor:
+    """A layer's weight (out,in), as torch stores it, with alpha A B added; A (in,r), B (r,out)."""
+    return weight + alpha * (A @ B).T
+
+
+def _merge_inputs(generator):
+    (size,) = _sizes(generator, 6, 30, 1)  # square, as in self-attention: no shape gives it away
+    (rank,) = _sizes(generator, 2, 6, 1)
+    shapes = (size, size), (size, rank), (rank, size)
+    return *(torch.randn(shape, generator=generator) for shape in shapes), _alpha(generator)
+
+
+def add_two(W, A1, B1, alpha1: float, A2, B2, alpha2: float) -> torch.Tensor:
+    """W (in,out) with two LoRAs added: W + alpha1 A1 B1 + alpha2 A2 B2."""
+    return W + alpha1 * A1 @ B1 + alpha2 * A2 @ B2
+
+
+def _two_inputs(generator):
+    inputs, outputs = _sizes(generator, 6, 30, 2)
+    (rank,) = _sizes(generator, 2, 6, 1)
+    W = torch.randn(inputs, outputs, generator=generator)
+    pairs = [
+        (
+            torch.randn(inputs, rank, generator=generator),
+            torch.randn(rank, outputs, generator=generator),
+            _alpha(generator),
+        )
+        for _ in range(2)
+    ]
+    return W, *pairs[0], *pairs[1]
+
+
 # --- A1 how the pocket model was made
 
 
@@ -286,6 +440,291 @@ EXERCISES = {
                 (1 - s**2) * x + s * n
             ): "The square root is missing over 1 - amount ** 2.",
             lambda x, n, s: s * x + math.sqrt(1 - s**2) * n: "Signal and noise are swapped.",
+        },
+    ),
+    "add_noise": Exercise(
+        add_noise,
+        _scheduled_inputs,
+        {
+            lambda s, x, n, t: (
+                _kept(s, t) * x + (1 - _kept(s, t)) * n
+            ): "These are shares of the variance: the weights are their square roots.",
+            lambda s, x, n, t: (
+                _kept(s, t) ** 0.5 * x + n
+            ): "The noise needs its weight too: the square root of 1 - kept.",
+            lambda s, x, n, t: (
+                x + (1 - _kept(s, t)) ** 0.5 * n
+            ): "The picture needs its weight too: the square root of kept.",
+            lambda s, x, n, t: (
+                _kept(s, t) ** 0.5 * x + (1 - _kept(s, t) ** 0.5) * n
+            ): "For the noise, take the root of (1 - kept), not 1 minus the root.",
+            lambda s, x, n, t: (
+                (1 - _kept(s, t)) ** 0.5 * x + _kept(s, t) ** 0.5 * n
+            ): "Swapped: kept is the picture's share, the rest is the noise's.",
+            lambda s, x, n, t: (
+                s.alphas_cumprod[t] ** 0.5 * x + (1 - s.alphas_cumprod[t]) ** 0.5 * n
+            ): "The formula is right, but kept runs along the width of the latents instead of "
+            "along the batch: it needs the shape (N, 1, 1, 1), which kept_at gives.",
+        },
+    ),
+    "snr": Exercise(
+        snr,
+        lambda generator: _scheduled_inputs(generator)[::3],
+        {
+            lambda s, t: (
+                (1 - s.alphas_cumprod[t]) / s.alphas_cumprod[t]
+            ): "Upside down: signal over noise, and the signal is the picture.",
+            lambda s, t: (
+                (s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t])) ** 0.5
+            ): "That is the ratio of the weights; take that of the variances, without the root.",
+            lambda s, t: (
+                (s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t])) ** 2
+            ): "Squared once too often: what is kept is a variance already.",
+            lambda s, t: s.alphas_cumprod[
+                t
+            ]: "That is the picture's share of everything; divide it by the noise's share.",
+            lambda s, t: (
+                10 * torch.log10(s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t]))
+            ): "Those are decibels: leave the ratio as it is.",
+            lambda s, t: (
+                _kept(s, t) / (1 - _kept(s, t))
+            ): "The formula is right, but kept_at has a shape for latents; here it is one number "
+            "for each timestep: scheduler.alphas_cumprod[timestep].",
+        },
+    ),
+    "estimate_x0": Exercise(
+        estimate_x0,
+        _scheduled_inputs,
+        {
+            lambda s, x, n, t: (
+                x - (1 - _kept(s, t)) ** 0.5 * n
+            ): "Half way: now undo the weight of the picture, by dividing.",
+            lambda s, x, n, t: x - n: "Both weights are missing: the noise was added with one, and "
+            "the picture shrunk by the other.",
+            lambda s, x, n, t: (
+                (x - n) / _kept(s, t) ** 0.5
+            ): "The noise was added with a weight: take away as much, not all of it.",
+            lambda s, x, n, t: (
+                (x - (1 - _kept(s, t)) ** 0.5 * n) / _kept(s, t)
+            ): "Divide by the square root of kept, not by kept.",
+            lambda s, x, n, t: (
+                (x - (1 - _kept(s, t)) * n) / _kept(s, t)
+            ): "These are shares of the variance: the weights are their square roots.",
+            lambda s, x, n, t: (
+                (x - (1 - _kept(s, t)) ** 0.5 * n) * _kept(s, t) ** 0.5
+            ): "Multiplied where exercise 1 multiplied: to undo that, divide.",
+            lambda s, x, n, t: (
+                x / _kept(s, t) ** 0.5 - (1 - _kept(s, t)) ** 0.5 * n
+            ): "First take the noise away, then divide all of it.",
+            lambda s, x, n, t: add_noise(s, x, n, t): "That adds the noise once more.",
+            lambda s, x, n, t: (
+                (x - (1 - s.alphas_cumprod[t]) ** 0.5 * n) / s.alphas_cumprod[t] ** 0.5
+            ): "The formula is right, but kept runs along the width of the latents instead of "
+            "along the batch: it needs the shape (N, 1, 1, 1), which kept_at gives.",
+        },
+    ),
+    "ddim_step": Exercise(
+        ddim_step,
+        _ddim_inputs,
+        {
+            lambda s, x, n, t, p: estimate_x0(
+                s, x, n, t
+            ): "That jumps to the clean estimate. Put back on as much noise as `previous` has.",
+            lambda s, x, n, t, p: add_noise(
+                s, x, n, p
+            ): "That adds noise to latents that are noisy already: estimate the clean ones first.",
+            lambda s, x, n, t, p: add_noise(
+                s, estimate_x0(s, x, n, p), n, p
+            ): "The latents are those of `timestep`: make the estimate there, not at `previous`.",
+            lambda s, x, n, t, p: add_noise(
+                s, estimate_x0(s, x, n, t), n, t
+            ): "It takes the noise away and puts as much back: the noise to put back is that of "
+            "`previous`.",
+            lambda s, x, n, t, p: add_noise(
+                s, estimate_x0(s, x, n, p), n, t
+            ): "timestep and previous are swapped: this goes up the schedule, not down.",
+            lambda s, x, n, t, p: (
+                _kept(s, p) ** 0.5 * estimate_x0(s, x, n, t)
+            ): "The noise of `previous` is missing: the next guess will look for it.",
+        },
+    ),
+    "guided": Exercise(
+        guided,
+        _guided_inputs,
+        {
+            lambda a, b, k: (
+                b + k * (b - a)
+            ): "One too far: at scale 1 this should be the guess with the prompt itself.",
+            lambda a, b, k: (
+                k * (b - a)
+            ): "That is the way to go, and it lacks where to start from: the guess without.",
+            lambda a, b, k: (
+                b + k * (a - b)
+            ): "Swapped: scale 0 should be the guess without the prompt, scale 1 that with it.",
+            lambda a, b, k: (
+                a + k * (a - b)
+            ): "It goes away from the prompt: turn the difference round.",
+            lambda a, b, k: (
+                a + k * b
+            ): "At scale 1 this adds both guesses: multiply the difference of the two.",
+            lambda a, b, k: k * b: "At scale 0 this should be the guess without the prompt.",
+            lambda a, b, k: (
+                a + (b - a).clamp(-1, 1) * k
+            ): "The difference counts as it is: leave out the clamp.",
+        },
+    ),
+    "start_index": Exercise(
+        start_index,
+        _steps_inputs,
+        {
+            lambda n, s: round(n * s): "That is how many are run; the index is how many are "
+            "skipped.",
+            lambda n, s: (
+                round(n * s) - 1
+            ): "Counted from the wrong end: high strength starts early in the list.",
+            lambda n, s: (
+                n - round(n * s) - 1
+            ): "One too early: a list counts from 0, so skipping n entries leads to index n.",
+            lambda n, s: (
+                n - round(n * s) + 1
+            ): "One too late: a list counts from 0, so skipping n entries leads to index n.",
+            lambda n, s: n - n * s: "Right idea, but an index is a whole number: round the steps.",
+            lambda n, s: (
+                n - int(n * s)
+            ): "Close: int() always rounds the steps down; take the nearest number.",
+            lambda n, s: int(
+                n - n * s
+            ): "Close: int() always rounds down; round the steps that run to the nearest number.",
+            lambda n, s: round(
+                1000 * s
+            ): "That is about the timestep itself; asked for is its place in the list.",
+        },
+    ),
+    "lora_forward": Exercise(
+        lora_forward,
+        _forward_inputs,
+        {
+            lambda x, W, A, B, a: x @ W + x @ A @ B: "Alpha is missing.",
+            lambda x, W, A, B, a: a * (x @ A @ B): "That is the update alone: add x W.",
+            lambda x, W, A, B, a: a * (x @ W + x @ A @ B): "Alpha turns up the update only, not W.",
+            lambda x, W, A, B, a: (
+                (1 - a) * (x @ W) + a * (x @ A @ B)
+            ): "A LoRA is added to W; W itself stays whole.",
+            lambda x, W, A, B, a: (
+                x @ W + a / A.shape[1] * (x @ A @ B)
+            ): "The course's formula has no division by the rank.",
+            lambda x, W, A, B, a: x @ W: "That is the layer without its LoRA.",
+        },
+    ),
+    "convert_alpha": Exercise(
+        convert_alpha,
+        _convert_inputs,
+        {
+            lambda v, r, s, t: v: "The number has to change: peft and kohya divide it by the rank, "
+            "the course does not.",
+            lambda v, r, s, t: (
+                (v if s == "course" else v * r) / (1 if t == "course" else r)
+            ): "Upside down: peft and kohya divide by the rank themselves, so their number is "
+            "the larger one.",
+            lambda v, r, s, t: (
+                v if s == "course" else v / r
+            ): "That is the course's alpha. Now write it the way of the target.",
+            lambda v, r, s, t: (
+                v if t == "course" else v * r
+            ): "First make it the course's alpha, which depends on where the number comes from.",
+            lambda v, r, s, t: v / r: "It depends on source and target whether to divide.",
+            lambda v, r, s, t: v * r: "It depends on source and target whether to multiply.",
+        },
+    ),
+    "lora_parameters": Exercise(
+        lora_parameters,
+        _shapes_inputs,
+        {
+            lambda shapes, r: sum(
+                o * i for o, i in shapes
+            ): "Those are the numbers of W, which is not trained.",
+            lambda shapes, r: sum(
+                r * o * i for o, i in shapes
+            ): "A has in × r and B r × out numbers: the sides are added, not multiplied.",
+            lambda shapes, r: sum(
+                o + i for o, i in shapes
+            ): "That is rank 1: each side counts r times.",
+            lambda shapes, r: sum(r * o for o, i in shapes): "That is B alone: A counts too.",
+            lambda shapes, r: sum(r * i for o, i in shapes): "That is A alone: B counts too.",
+            lambda shapes, r: (
+                r * len(shapes) * sum(shapes[0])
+            ): "The layers differ in shape: take each with its own.",
+        },
+    ),
+    "keep_rank": Exercise(
+        keep_rank,
+        _rank_inputs,
+        {
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, :k] @ Vh[:k]
+            ): "The singular values are missing: each column of U times its own.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, -k:] * S[-k:] @ Vh[-k:]
+            ): "Those are the smallest: singular values come largest first.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, :k] * S[:k] @ Vh.T[:k]
+            ): "Vh is transposed already: take its first k rows as it is.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, : k + 1] * S[: k + 1] @ Vh[: k + 1]
+            ): "One too many: [:k] are k of them.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, k:] * S[k:] @ Vh[k:]
+            ): "That is what should be left out: take [:k].",
+            lambda m, k: torch.cat(
+                [m[:, :k], torch.zeros_like(m[:, k:])], dim=1
+            ): "That keeps k columns. It has rank k, but it is not the nearest: use the SVD.",
+        },
+    ),
+    "merge": Exercise(
+        merge,
+        _merge_inputs,
+        {
+            lambda w, A, B, a: (
+                w + a * A @ B
+            ): "A B is (in, out) and the weight (out, in): transpose. In a square layer nothing "
+            "else tells you.",
+            lambda w, A, B, a: (
+                w.T + a * A @ B
+            ): "Right, but as (in, out): torch wants it as (out, in) again.",
+            lambda w, A, B, a: w + (A @ B).T: "Alpha is missing.",
+            lambda w, A, B, a: (
+                w + a / A.shape[1] * (A @ B).T
+            ): "The course's formula has no division by the rank.",
+            lambda w, A, B, a: w - a * (A @ B).T: "That takes the LoRA out again.",
+            lambda w, A, B, a: a * (A @ B).T: "That is the update alone: add the weight.",
+        },
+    ),
+    "add_two": Exercise(
+        add_two,
+        _two_inputs,
+        {
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1 * A1 + a2 * A2) @ (B1 + B2)
+            ): "Multiply first, then add: this has A1 B2 and A2 B1 in it, which belong to neither.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1 * A1 + a2 * A2) @ (a1 * B1 + a2 * B2)
+            ): "Multiply first, then add: this has A1 B2 and A2 B1 in it, and alpha twice.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1**0.5 * A1 + a2**0.5 * A2) @ (a1**0.5 * B1 + a2**0.5 * B2)
+            ): 'Multiply first, then add: this is peft\'s "linear", with A1 B2 and A2 B1 in it.',
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (A1 + A2) @ (B1 + B2)
+            ): "Multiply first, then add, and each with its alpha.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                2 * W + a1 * A1 @ B1 + a2 * A2 @ B2
+            ): "W counts once, not once for each LoRA.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1 * A1 @ B1 + a2 * A2 @ B2) / 2
+            ): "That is their mean. The sum has each at its own alpha.",
+            lambda W, A1, B1, a1, A2, B2, a2: W + A1 @ B1 + A2 @ B2: "The alphas are missing.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                a1 * A1 @ B1 + a2 * A2 @ B2
+            ): "Those are the updates alone: add W.",
         },
     ),
     "add_noise_at": Exercise(
