@@ -23,6 +23,8 @@ SD15_VARIABLE = "STYLENB_SD15"
 SD15_HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 SD15_TEXT_WIDTH = 768  # cross_attention_dim: the width of CLIP ViT-L/14's text encoder
+TAESD_VARIABLE = "STYLENB_TAESD"
+TAESD_HUB_ID = "madebyollin/taesd"
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_DEPTH = 6  # models/<owner>/<model>/<framework>/<variation>/<version>
 _WEIGHTS = {
@@ -101,9 +103,13 @@ class Base:
         return self.vae.decode(scaled).sample
 
     def decode_quickly(self, latents: torch.Tensor) -> torch.Tensor:
-        """As decode, through the base's tiny decoder where there is one: for losses, not for
-        looking at (TAESD for SD v1.5, https://github.com/madebyollin/taesd, takes 6 % of the work).
+        """As decode, by a tiny decoder where the base has one: for losses, not for looking at.
+
+        For "sd15" that is TAESD (https://github.com/madebyollin/taesd, 6 % of the work), from the
+        folder in STYLENB_TAESD or from the hub; without it, and for others, the base's own.
         """
+        if self.name == "sd15" and self.tiny_decoder is None:
+            self.tiny_decoder = _load_taesd(self.device, self.dtype) or self.decode
         if self.tiny_decoder is None:
             return self.decode(latents)
         self._check_latents(latents, "decode_quickly")
@@ -413,6 +419,25 @@ def _download_sd15(half: bool) -> Path:
             f"input, or set {SD15_VARIABLE} to a folder that holds it."
         ) from error
     return Path(folder)
+
+
+def _load_taesd(device, dtype):
+    """TAESD's decoder, latents as they are -> images in [-1, 1]; None where it cannot be had."""
+    from diffusers import AutoencoderTiny
+
+    try:
+        tiny = AutoencoderTiny.from_pretrained(
+            os.environ.get(TAESD_VARIABLE, TAESD_HUB_ID), torch_dtype=dtype, use_safetensors=True
+        )
+    except Exception as error:  # no network, no such folder: it only costs time
+        warnings.warn(
+            f"TAESD could not be loaded ({type(error).__name__}), so losses use the whole decoder, "
+            f"which takes longer: set {TAESD_VARIABLE} to a folder that holds it.",
+            stacklevel=2,
+        )
+        return None
+    tiny = tiny.requires_grad_(False).eval().to(device)
+    return lambda latents: tiny.decode(latents).sample
 
 
 def _user_folder(name_or_path) -> Path:

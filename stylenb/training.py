@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -139,6 +140,12 @@ def rate_at(step: int, settings: Settings) -> float:
     """The learning rate of an update: a linear warm-up, then half a cosine down to zero."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup))
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+def budget(steps: int) -> int:
+    """`steps`, or a fortieth of them (3 or more) where the environment variable STYLENB_QUICK is
+    set: for tests that run every cell of a lesson and look at no picture."""
+    return max(3, steps // 40) if os.environ.get("STYLENB_QUICK") else steps
 
 
 # ------------------------------------------------------------------------------ the pipeline

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from copy import copy as copy_of
 
 import pytest
 import torch
@@ -381,3 +382,43 @@ def test_the_pocket_model(pocket):
         assert again.shape == photo.shape
         assert pocket.empty.shape[:2] == (1, 77)
         assert pocket.predict_noise(latents, 500).shape == latents.shape
+
+
+# --- the tiny decoder ---
+
+
+def test_other_bases_decode_quickly_with_their_own_decoder(tiny):
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tiny.decode_quickly(latents), tiny.decode(latents))
+
+
+def test_sd15_decodes_quickly_with_taesd(tiny, tmp_path, monkeypatch):
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        taesd = AutoencoderTiny(
+            encoder_block_out_channels=(8,) * 4,
+            decoder_block_out_channels=(8,) * 4,
+            num_decoder_blocks=(1, 1, 1, 1),
+        )
+    taesd.save_pretrained(tmp_path)
+    monkeypatch.setenv(base.TAESD_VARIABLE, str(tmp_path))
+    own = copy_of(tiny)
+    own.name = "sd15"
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents.requires_grad_()
+    images = own.decode_quickly(latents)
+    assert torch.equal(images, taesd.eval().decode(latents).sample)
+    images.mean().backward()
+    assert latents.grad.abs().sum() > 0
+
+
+def test_without_taesd_there_is_a_warning_and_the_own_decoder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv(base.TAESD_VARIABLE, str(tmp_path / "nothing"))
+    own = copy_of(tiny)
+    own.name = "sd15"
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="TAESD could not be loaded"):
+        images = own.decode_quickly(latents)
+    assert torch.equal(images, own.decode(latents))

@@ -561,29 +561,44 @@ def style_pictures(style: str) -> list[Image.Image]:
     ]
 
 
+def content_pictures(size: int = data.SIZE) -> list[Image.Image]:
+    """Sixteen pictures of anything that the LoRAs learn to redraw, in no style: scenes, crops of
+    photographs and heaps of shapes, none of them among the style pictures."""
+    kinds = ["scene"] * 8 + ["photo"] * 6 + ["shapes"] * 2
+    first = data.STYLE_PICTURE_SEEDS + 100 * len(STYLES)
+    return [data.content(first + i, kind)[0] for i, kind in enumerate(kinds)]
+
+
 def train_loras(args) -> None:
     from stylenb.base import load
-    from stylenb.lora import remove_lora, save_lora, train_lora
+    from stylenb.lora import remove_lora
+    from stylenb.training import Settings, train_style
 
     base = load("pocket", device=args.device)
+    settings = Settings(**({"steps": args.steps} if args.steps else {}), batch_size=args.batch_size)
     for style in args.styles or HELD_OUT:
         pictures = style_pictures(style)
         folder = DATA / "styles" / style
         folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):
             picture.save(folder / f"{i:02d}.png", optimize=True)
-        how = {
-            "rank": 8,
-            "alpha": 1.0,
-            "steps": args.steps or 400,
-            "batch_size": args.batch_size,
-            "learning_rate": 1e-3,
-            "seed": 0,
-        }
-        losses = train_lora(base, pictures, style, **how, progress=sys.stderr.isatty())
-        print(f"{style}: loss {np.mean(losses[:40]):.4f} -> {np.mean(losses[-40:]):.4f}")
-        about = {"style": style, "pictures": f"data/styles/{style}", **how}
-        save_lora(base, DATA / "loras" / f"{style}.safetensors", style, about)
+        run = args.work / "loras" / style
+        history = train_style(
+            base,
+            pictures,
+            content_pictures(),
+            style,
+            settings,
+            folder=run,
+            progress=sys.stderr.isatty(),
+        )
+        (DATA / "loras").mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / f"{style}.safetensors", DATA / "loras" / f"{style}.safetensors")
+        for term in ("noise", "lpips", "style"):
+            values = history.values(term)[1]
+            first, last = np.mean(values[: len(values) // 10 + 1]), np.mean(values[-20:])
+            print(f"{style}: {term} {first:.4f} -> {last:.4f}", flush=True)
+        print(f"{style}: {history.seconds:.0f} s", flush=True)
         remove_lora(base, style)
 
 
