@@ -322,6 +322,93 @@ def _two_inputs(generator):
     return W, *pairs[0], *pairs[1]
 
 
+# --- 04 training a style
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """Gram matrices (N,C,C) of features (N,C,h,w), divided by the h w places."""
+    flat = features.flatten(2)
+    return flat @ flat.mT / flat.shape[2]
+
+
+def _features_inputs(generator):
+    count, channels = _sizes(generator, 2, 5, 1)[0], _sizes(generator, 6, 12, 1)[0]
+    height, width = _sizes(generator, 3, 6, 2)
+    return (torch.randn(count, channels, height, width, generator=generator),)
+
+
+def trust(scheduler, timestep) -> torch.Tensor:
+    """What an estimate of the picture counts at timesteps (N,): min(1, SNR)."""
+    return snr(scheduler, timestep).clamp(max=1)
+
+
+def _trust_inputs(generator):
+    scheduler, *_ = _scheduled_inputs(generator)
+    early = torch.randint(0, 25, (3,), generator=generator)  # the SNR is above 1 here,
+    late = torch.randint(70, 100, (3,), generator=generator)  # and below 1 here
+    return scheduler, torch.cat([late[:1], early, late[1:]])
+
+
+def balanced(sizes: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Weights (N,) with which terms of these sizes have these shares in the sum; the first is 1."""
+    weights = shares / sizes
+    return weights / weights[0]
+
+
+def _balanced_inputs(generator):
+    (count,) = _sizes(generator, 3, 6, 1)
+    shares = torch.rand(count, generator=generator) + 0.2
+    return 10 ** torch.empty(count).uniform_(-1, 1, generator=generator), shares / shares.sum()
+
+
+def rate_at(step: int, steps: int, highest: float, warmup: int) -> float:
+    """The learning rate of a step: a linear warm-up times half a cosine from ``highest`` to 0."""
+    warm = min(1, (step + 1) / warmup)
+    return highest * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _rate_inputs(generator):
+    steps, warmup = _sizes(generator, 60, 90, 1)[0], _sizes(generator, 10, 15, 1)[0]
+    warming = torch.rand(1, generator=generator) < 0.5
+    step = _sizes(generator, 2, warmup - 2, 1) if warming else _sizes(generator, 20, 50, 1)
+    return step[0], steps, 1 + float(torch.rand(1, generator=generator)), warmup
+
+
+def _one_after_warmup(step, steps, highest, warmup) -> float:
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def places(step: int, batch_size: int, count: int) -> torch.Tensor:
+    """(epoch, place) of each picture in the batch of a step, (batch_size,2), with ``count``
+    pictures in an epoch and no gap between epochs."""
+    positions = step * batch_size + torch.arange(batch_size)
+    return torch.stack([positions // count, positions % count], dim=1)
+
+
+def _places_inputs(generator):
+    count, batch_size = _sizes(generator, 11, 20, 1)[0], _sizes(generator, 4, 9, 1)[0]
+    ends = count * _sizes(generator, 1, 4, 1)[0]  # the batch in which an epoch ends
+    return ends // batch_size, batch_size, count
+
+
+def _places(positions, count) -> torch.Tensor:
+    return torch.stack([positions // count, positions % count], dim=1)
+
+
+def accumulated(losses: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """What to backpropagate for each part (N,) of a batch, from the mean loss of each part and the
+    number of pictures in it, so that together they are the mean loss of the whole batch."""
+    return losses * sizes / sizes.sum()
+
+
+def _accumulated_inputs(generator):
+    (count,) = _sizes(generator, 3, 7, 1)
+    sizes = torch.randperm(8, generator=generator)[:count] + 2  # no two are equal
+    return torch.rand(count, generator=generator) + 0.5, sizes
+
+
 # --- A1 how the pocket model was made
 
 
@@ -534,12 +621,9 @@ EXERCISES = {
                 s, x, n, p
             ): "That adds noise to latents that are noisy already: estimate the clean ones first.",
             lambda s, x, n, t, p: add_noise(
-                s, estimate_x0(s, x, n, p), n, p
-            ): "The latents are those of `timestep`: make the estimate there, not at `previous`.",
-            lambda s, x, n, t, p: add_noise(
                 s, estimate_x0(s, x, n, t), n, t
-            ): "It takes the noise away and puts as much back: the noise to put back is that of "
-            "`previous`.",
+            ): "It gives the latents back as they were: the estimate belongs to `timestep`, the "
+            "noise that is put back to `previous`.",
             lambda s, x, n, t, p: add_noise(
                 s, estimate_x0(s, x, n, p), n, t
             ): "timestep and previous are swapped: this goes up the schedule, not down.",
@@ -725,6 +809,193 @@ EXERCISES = {
             lambda W, A1, B1, a1, A2, B2, a2: (
                 a1 * A1 @ B1 + a2 * A2 @ B2
             ): "Those are the updates alone: add W.",
+        },
+    ),
+    "gram": Exercise(
+        gram,
+        _features_inputs,
+        {
+            lambda f: f.flatten(2) @ f.flatten(2).mT: "It grows with the size of the picture: "
+            "divide by the number of places, h × w.",
+            lambda f: (
+                f.flatten(2) @ f.flatten(2).mT / f[0].numel()
+            ): "Divide by the places alone, h × w, not by the channels as well.",
+            lambda f: (
+                f.flatten(2) @ f.flatten(2).mT / f.shape[1]
+            ): "That divides by the channels: divide by the places, h × w.",
+            lambda f: (
+                f.flatten(2) @ f.flatten(2).mT / f.numel()
+            ): "Divide by the places of one picture, h × w, and by nothing else.",
+            lambda f: (
+                f.flatten(2).mT @ f.flatten(2) / f[0, 0].numel()
+            ): "That compares places with places. For channels with channels, (N, C, C), the "
+            "transposed one comes second.",
+            lambda f: (
+                torch.einsum("nchw,ndhw->cd", f, f) / (len(f) * f[0, 0].numel())
+            ): "One matrix for each picture, not one for all of them.",
+            lambda f: (
+                f.reshape(len(f), -1, f.shape[1]).mT
+                @ f.reshape(len(f), -1, f.shape[1])
+                / f[0, 0].numel()
+            ): "reshape cuts the numbers anew and does not move the channels to the end: "
+            "flatten(2) keeps each channel together.",
+            lambda f: (
+                (f - f.mean((2, 3), keepdim=True)).flatten(2)
+                @ (f - f.mean((2, 3), keepdim=True)).flatten(2).mT
+                / f[0, 0].numel()
+            ): "That is the covariance: leave the mean in.",
+        },
+    ),
+    "trust": Exercise(
+        trust,
+        _trust_inputs,
+        {
+            lambda s, t: snr(s, t): "With little noise this goes far beyond 1: cut it off there.",
+            lambda s, t: snr(s, t).clamp(min=1): "That is the larger of the two: clamp(max=1).",
+            lambda s, t: (
+                snr(s, t).clamp(max=1) / snr(s, t)
+            ): "Upside down: the more noise, the less an estimate counts. (The weight of min-SNR, "
+            "for the L2, looks like this.)",
+            lambda s, t: s.alphas_cumprod[
+                t
+            ]: "That is the picture's share of everything: take the ratio to the noise, cut at 1.",
+            lambda s, t: (
+                snr(s, t).sqrt().clamp(max=1)
+            ): "That is the ratio of the weights; take that of the variances, without the root.",
+            lambda s, t: (
+                snr(s, t) > 1
+            ).float(): "That is a gate, open or shut: below an SNR of 1, let it fade.",
+            lambda s, t: (
+                snr(s, t).clamp(max=1).mean()
+            ): "One number for each timestep, not their mean.",
+        },
+    ),
+    "balanced": Exercise(
+        balanced,
+        _balanced_inputs,
+        {
+            lambda sizes, shares: (
+                shares / sizes
+            ): "The proportions are right. Divide all of them by the first, so that it is 1.",
+            lambda sizes, shares: shares: "Those are the shares. A term of twice the size needs "
+            "half the weight for the same share.",
+            lambda sizes, shares: (
+                shares / shares[0]
+            ): "As if all terms were of one size: divide by the sizes too.",
+            lambda sizes, shares: (
+                sizes[0] / sizes
+            ): "That gives every term the same share: multiply by the shares.",
+            lambda sizes, shares: (
+                sizes / shares / (sizes[0] / shares[0])
+            ): "Upside down: a large term needs a small weight.",
+            lambda sizes, shares: (
+                sizes * shares / (sizes[0] * shares[0])
+            ): "Multiplied by the sizes: a large term needs a small weight, so divide.",
+            lambda sizes, shares: (
+                shares / sizes / (shares / sizes).sum()
+            ): "The weights need not add up to 1, the shares do: let the first weight be 1.",
+        },
+    ),
+    "rate_at": Exercise(
+        rate_at,
+        _rate_inputs,
+        {
+            lambda i, n, top, w: (
+                top * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "The warm-up is missing.",
+            lambda i, n, top, w: top * min(1, (i + 1) / w): "The cosine is missing.",
+            lambda i, n, top, w: (
+                top * min(1, i / w) * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "Step 0 would not move at all: the warm-up counts step + 1.",
+            lambda i, n, top, w: (
+                top * (i + 1) / w * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "After the warm-up its factor stays 1: take min(1, ...).",
+            lambda i, n, top, w: (
+                min(1, (i + 1) / w) * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "Multiply by the highest rate.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * (1 - i / n)
+            ): "That falls along a straight line: use the cosine.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * math.cos(math.pi * i / n)
+            ): "The cosine goes from 1 to -1: add 1 and halve it.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * (1 + math.cos(math.pi * i / n))
+            ): "Twice too much: 1 + cos begins at 2.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * 0.5 * (1 + math.cos(2 * math.pi * i / n))
+            ): "A whole cosine comes up again: half of one ends at pi, not at 2 pi.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * 0.5 * (1 + math.cos(i / n))
+            ): "Half a cosine goes from 0 to pi: multiply step / steps by pi.",
+            _one_after_warmup: "In use as well; but here the cosine starts at step 0, and the "
+            "warm-up is a factor beside it.",
+        },
+    ),
+    "places": Exercise(
+        places,
+        _places_inputs,
+        {
+            lambda i, n, count: places(
+                i, n, count
+            ).T.contiguous(): "Lying down: one row for each picture, so stack along dim=1.",
+            lambda i, n, count: places(i, n, count).flip(
+                1
+            ): "Swapped: the epoch comes first, then the place.",
+            lambda i, n, count: _places(
+                i + torch.arange(n), count
+            ): "Each step uses batch_size pictures, so a step begins at step × batch_size.",
+            lambda i, n, count: torch.stack(
+                [torch.full((n,), i * n // count), (i * n + torch.arange(n)) % count], dim=1
+            ): "A batch may begin in one epoch and end in the next: find the epoch of each "
+            "picture.",
+            lambda i, n, count: places(i, n, count) + 1: "Count epochs and places from 0.",
+            lambda i, n, count: _places(
+                i * n + torch.arange(n) + 1, count
+            ): "One too far: the first picture of step 0 is at position 0.",
+            lambda i, n, count: torch.stack(
+                [
+                    torch.full((n,), i // (count // n)),
+                    i % (count // n) * n + torch.arange(n),
+                ],
+                dim=1,
+            ): "That leaves out the last pictures of an epoch where they fill no whole batch. Here "
+            "the next epoch follows without a gap.",
+            lambda i, n, count: torch.stack(
+                [torch.full((n,), i), torch.arange(n)], dim=1
+            ): "That is the step and the place in the batch: work from the position step × "
+            "batch_size + place in the batch.",
+        },
+    ),
+    "accumulated": Exercise(
+        accumulated,
+        _accumulated_inputs,
+        {
+            lambda losses, sizes: losses: "Gradients of several backward() add up: this gives the "
+            "sum of the means, too large by the number of parts.",
+            lambda losses, sizes: (
+                losses / len(losses)
+            ): "Right for parts of one size. Here a picture in a small part would count more than "
+            "one in a large part.",
+            lambda losses, sizes: (
+                losses * sizes
+            ): "That is the sum over pictures; for the mean, divide by how many there are in all.",
+            lambda losses, sizes: (
+                losses / sizes
+            ): "Each loss is the mean of its part already: do not divide it by its size again.",
+            lambda losses, sizes: (
+                losses / sizes.sum()
+            ): "Each loss is the mean of its part: multiply by the pictures in it first.",
+            lambda losses, sizes: (
+                losses * sizes / len(losses)
+            ): "Divide by the number of pictures in all parts, not by the number of parts.",
+            lambda losses, sizes: (
+                losses * sizes / sizes.max()
+            ): "Divide by the sum of the sizes, not by the largest.",
+            lambda losses, sizes: (
+                (losses * sizes).sum() / sizes.sum()
+            ): "That is the loss of the whole batch. Give what each part contributes to it, so "
+            "that one part can be backpropagated and dropped before the next.",
         },
     ),
     "add_noise_at": Exercise(
