@@ -467,7 +467,7 @@ def draw(timestep, seed):
             for picture in look(stage[i][None])
         ],
         ["noisy", "estimate"] * 2,
-        width=1.3,
+        width=1.1,
         title=f"t = {timestep}, SNR {ratio[timestep]:.2f}",
         alt=f"The scene and the photo, noisy at t = {timestep}, and the estimate of each.",
     )
@@ -925,12 +925,12 @@ show.sheet(
     width=1.2,
     title=prompts[2],
     alt=f"Two rows of pictures, of growing guidance, for the prompt: {prompts[2]}. The prompt is "
-    "ignored at scale 0, followed more and more, and overdone at the end.",
+    "ignored at scale 0 and takes over as the scale grows.",
 )
 
 # %% [markdown]
-# At 0 the prompt is not heard, in the middle it is followed, and far out the picture is overdone:
-# guidance extrapolates, and beyond some point there is nothing real.
+# At 0 the prompt is not heard; then it takes over. Far out the picture is overdone: guidance
+# extrapolates, and beyond some point there is nothing real.
 #
 # **Predict:** and if the prompt is `""`?
 
@@ -1070,7 +1070,7 @@ show.sheet(
     + [""] * len(shown)
     + [f"strength {strength}" for strength in shown],
     columns=len(shown),
-    width=1.1,
+    width=1.0,
     title="The start, and below it what the base makes of it",
     alt="For the scene and the photo, a row of noisy starts of growing strength and below it the "
     "redrawn pictures. At low strength they are the originals, softened; then things change and "
@@ -1161,7 +1161,7 @@ def draw(strength, seed):
     return show.sheet(
         [picture for i in (0, 1) for x in (pair, noisy, redrawn) for picture in look(x[i][None])],
         ["original", "start", "redrawn"] * 2,
-        width=1.2,
+        width=1.0,
         title=f"strength {strength:.2f}: start at t = {t}",
         alt=f"The scene and the photo, noised and redrawn at strength {strength:.2f}.",
     )
