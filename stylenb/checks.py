@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 
@@ -168,6 +169,246 @@ def noisy(x: torch.Tensor, noise: torch.Tensor, amount: float) -> torch.Tensor:
     return math.sqrt(1 - amount**2) * x + amount * noise
 
 
+# --- 02 noise and the UNet
+
+
+def _kept(scheduler, timestep) -> torch.Tensor:
+    """What is kept of the variance at timesteps (N,), as (N,1,1,1)."""
+    return scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+
+
+def add_noise(scheduler, latents, noise, timestep) -> torch.Tensor:
+    """Latents (N,4,h,w) under the noise that the schedule has at each timestep (N,)."""
+    kept = _kept(scheduler, timestep)
+    return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
+
+
+def snr(scheduler, timestep) -> torch.Tensor:
+    """The picture's variance over the noise's at timesteps (N,)."""
+    kept = scheduler.alphas_cumprod[timestep]
+    return kept / (1 - kept)
+
+
+def estimate_x0(scheduler, noisy, noise, timestep) -> torch.Tensor:
+    """The latents that ``add_noise`` was given, from what it returned and the noise."""
+    kept = _kept(scheduler, timestep)
+    return (noisy - (1 - kept) ** 0.5 * noise) / kept**0.5
+
+
+def ddim_step(scheduler, noisy, noise, timestep, previous) -> torch.Tensor:
+    """Noisy latents at ``timestep`` brought to ``previous``, with no randomness (DDIM, eta 0)."""
+    return add_noise(scheduler, estimate_x0(scheduler, noisy, noise, timestep), noise, previous)
+
+
+def guided(without: torch.Tensor, with_prompt: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance: at scale 0 the first guess, at 1 the second, beyond it further."""
+    return without + scale * (with_prompt - without)
+
+
+def start_index(steps: int, strength: float) -> int:
+    """The first of ``steps`` timesteps that is run at ``strength``, above 0 and up to 1."""
+    return steps - steps_run(steps, strength)
+
+
+def _scheduled_inputs(generator):
+    """A schedule of its own, two batches of latents, and timesteps from its middle.
+
+    A batch is as wide as it is long, so that numbers (N,) which lack the shape (N,1,1,1) are laid
+    along the width without an error, and that mistake can be named.
+    """
+    count, height = _sizes(generator, 2, 6, 1)[0], _sizes(generator, 6, 9, 1)[0]
+    kept = (1 - (torch.rand(100, generator=generator) * 0.02 + 0.005)).cumprod(0)
+    a, b = torch.randn(2, count, 4, height, count, generator=generator)
+    timestep = torch.randint(40, 90, (count,), generator=generator)
+    return SimpleNamespace(alphas_cumprod=kept), a, b, timestep
+
+
+def _ddim_inputs(generator):
+    scheduler, a, b, timestep = _scheduled_inputs(generator)
+    return scheduler, a, b, timestep, timestep - _sizes(generator, 10, 40, 1)[0]
+
+
+def _guided_inputs(generator):
+    _, a, b, _ = _scheduled_inputs(generator)
+    return a, b, 1.5 + 6 * float(torch.rand(1, generator=generator))
+
+
+# --- 03 the LoRA formula
+
+
+def lora_forward(x, W, A, B, alpha: float) -> torch.Tensor:
+    """Rows ``x`` (N,in) through W + alpha A B; W is (in,out), A (in,r) and B (r,out)."""
+    return x @ W + alpha * (x @ A @ B)
+
+
+def _forward_inputs(generator):
+    count, inputs, outputs = _sizes(generator, 6, 30, 3)
+    (rank,) = _sizes(generator, 2, 6, 1)
+    shapes = (count, inputs), (inputs, outputs), (inputs, rank), (rank, outputs)
+    return *(torch.randn(shape, generator=generator) for shape in shapes), _alpha(generator)
+
+
+def _alpha(generator) -> float:
+    return 0.25 + 0.5 * float(torch.rand(1, generator=generator))
+
+
+def convert_alpha(value: float, rank: int, source: str, target: str) -> float:
+    """The alpha of a LoRA as "course" or as "peft" and "kohya" write it, which divide by rank."""
+    alpha = value if source == "course" else value / rank
+    return alpha if target == "course" else alpha * rank
+
+
+def _convert_inputs(generator):
+    source, target = torch.randperm(3, generator=generator)[:2].tolist()
+    programs = "course", "peft", "kohya"
+    return 8 * _alpha(generator), _sizes(generator, 2, 17, 1)[0], programs[source], programs[target]
+
+
+def lora_parameters(shapes, rank: int) -> int:
+    """Numbers in A and B together for layers with weights of ``shapes``, a list of (out, in)."""
+    return sum(rank * (outputs + inputs) for outputs, inputs in shapes)
+
+
+def _shapes_inputs(generator):
+    sizes = _sizes(generator, 8, 80, 10)
+    return list(zip(sizes[::2], sizes[1::2], strict=True)), _sizes(generator, 3, 9, 1)[0]
+
+
+def keep_rank(update: torch.Tensor, k: int) -> torch.Tensor:
+    """The matrix of rank ``k`` that is nearest to ``update``; same shape."""
+    U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+    return U[:, :k] * S[:k] @ Vh[:k]
+
+
+def _rank_inputs(generator):
+    shape = _sizes(generator, 8, 20, 2)
+    return torch.randn(shape, generator=generator), _sizes(generator, 2, 6, 1)[0]
+
+
+def _nearest_but(function: Callable) -> Callable:
+    """``keep_rank`` with the pieces of the SVD put together by ``function`` instead."""
+    return lambda m, k: function(*torch.linalg.svd(m, full_matrices=False), k)
+
+
+def merge(weight, A, B, alpha: float) -> torch.Tensor:
+    """A layer's weight (out,in), as torch stores it, with alpha A B added; A (in,r), B (r,out)."""
+    return weight + alpha * (A @ B).T
+
+
+def _merge_inputs(generator):
+    (size,) = _sizes(generator, 6, 30, 1)  # square, as in self-attention: no shape gives it away
+    (rank,) = _sizes(generator, 2, 6, 1)
+    shapes = (size, size), (size, rank), (rank, size)
+    return *(torch.randn(shape, generator=generator) for shape in shapes), _alpha(generator)
+
+
+def add_two(W, A1, B1, alpha1: float, A2, B2, alpha2: float) -> torch.Tensor:
+    """W (in,out) with two LoRAs added: W + alpha1 A1 B1 + alpha2 A2 B2."""
+    return W + alpha1 * A1 @ B1 + alpha2 * A2 @ B2
+
+
+def _two_inputs(generator):
+    inputs, outputs = _sizes(generator, 6, 30, 2)
+    (rank,) = _sizes(generator, 2, 6, 1)
+    W = torch.randn(inputs, outputs, generator=generator)
+    pairs = [
+        (
+            torch.randn(inputs, rank, generator=generator),
+            torch.randn(rank, outputs, generator=generator),
+            _alpha(generator),
+        )
+        for _ in range(2)
+    ]
+    return W, *pairs[0], *pairs[1]
+
+
+# --- 04 training a style
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """Gram matrices (N,C,C) of features (N,C,h,w), divided by the h w places."""
+    flat = features.flatten(2)
+    return flat @ flat.mT / flat.shape[2]
+
+
+def _features_inputs(generator):
+    count, channels = _sizes(generator, 2, 5, 1)[0], _sizes(generator, 6, 12, 1)[0]
+    height, width = _sizes(generator, 3, 6, 2)
+    return (torch.randn(count, channels, height, width, generator=generator),)
+
+
+def trust(scheduler, timestep) -> torch.Tensor:
+    """What an estimate of the picture counts at timesteps (N,): min(1, SNR)."""
+    return snr(scheduler, timestep).clamp(max=1)
+
+
+def _trust_inputs(generator):
+    scheduler, *_ = _scheduled_inputs(generator)
+    early = torch.randint(0, 25, (3,), generator=generator)  # the SNR is above 1 here,
+    late = torch.randint(70, 100, (3,), generator=generator)  # and below 1 here
+    return scheduler, torch.cat([late[:1], early, late[1:]])
+
+
+def balanced(sizes: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Weights (N,) with which terms of these sizes have these shares in the sum; the first is 1."""
+    weights = shares / sizes
+    return weights / weights[0]
+
+
+def _balanced_inputs(generator):
+    (count,) = _sizes(generator, 3, 6, 1)
+    shares = torch.rand(count, generator=generator) + 0.2
+    return 10 ** torch.empty(count).uniform_(-1, 1, generator=generator), shares / shares.sum()
+
+
+def rate_at(step: int, steps: int, highest: float, warmup: int) -> float:
+    """The learning rate of a step: a linear warm-up times half a cosine from ``highest`` to 0."""
+    warm = min(1, (step + 1) / warmup)
+    return highest * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _rate_inputs(generator):
+    steps, warmup = _sizes(generator, 60, 90, 1)[0], _sizes(generator, 10, 15, 1)[0]
+    warming = torch.rand(1, generator=generator) < 0.5
+    step = _sizes(generator, 2, warmup - 2, 1) if warming else _sizes(generator, 20, 50, 1)
+    return step[0], steps, 1 + float(torch.rand(1, generator=generator)), warmup
+
+
+def _one_after_warmup(step, steps, highest, warmup) -> float:
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def places(step: int, batch_size: int, count: int) -> torch.Tensor:
+    """(epoch, place) of each picture in the batch of a step, (batch_size,2), with ``count``
+    pictures in an epoch and no gap between epochs."""
+    positions = step * batch_size + torch.arange(batch_size)
+    return torch.stack([positions // count, positions % count], dim=1)
+
+
+def _places_inputs(generator):
+    count, batch_size = _sizes(generator, 11, 20, 1)[0], _sizes(generator, 4, 9, 1)[0]
+    ends = count * _sizes(generator, 1, 4, 1)[0]  # the batch in which an epoch ends
+    return ends // batch_size, batch_size, count
+
+
+def _places(positions, count) -> torch.Tensor:
+    return torch.stack([positions // count, positions % count], dim=1)
+
+
+def accumulated(losses: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """What to backpropagate for each part (N,) of a batch, from the mean loss of each part and the
+    number of pictures in it, so that together they are the mean loss of the whole batch."""
+    return losses * sizes / sizes.sum()
+
+
+def _accumulated_inputs(generator):
+    (count,) = _sizes(generator, 3, 7, 1)
+    sizes = torch.randperm(8, generator=generator)[:count] + 2  # no two are equal
+    return torch.rand(count, generator=generator) + 0.5, sizes
+
+
 # --- A1 how the pocket model was made
 
 
@@ -286,6 +527,475 @@ EXERCISES = {
                 (1 - s**2) * x + s * n
             ): "The square root is missing over 1 - amount ** 2.",
             lambda x, n, s: s * x + math.sqrt(1 - s**2) * n: "Signal and noise are swapped.",
+        },
+    ),
+    "add_noise": Exercise(
+        add_noise,
+        _scheduled_inputs,
+        {
+            lambda s, x, n, t: (
+                _kept(s, t) * x + (1 - _kept(s, t)) * n
+            ): "These are shares of the variance: the weights are their square roots.",
+            lambda s, x, n, t: (
+                _kept(s, t) ** 0.5 * x + n
+            ): "The noise needs its weight too: the square root of 1 - kept.",
+            lambda s, x, n, t: (
+                x + (1 - _kept(s, t)) ** 0.5 * n
+            ): "The picture needs its weight too: the square root of kept.",
+            lambda s, x, n, t: (
+                _kept(s, t) ** 0.5 * x + (1 - _kept(s, t) ** 0.5) * n
+            ): "For the noise, take the root of (1 - kept), not 1 minus the root.",
+            lambda s, x, n, t: (
+                (1 - _kept(s, t)) ** 0.5 * x + _kept(s, t) ** 0.5 * n
+            ): "Swapped: kept is the picture's share, the rest is the noise's.",
+            lambda s, x, n, t: (
+                s.alphas_cumprod[t] ** 0.5 * x + (1 - s.alphas_cumprod[t]) ** 0.5 * n
+            ): "The formula is right, but kept runs along the width of the latents instead of "
+            "along the batch: it needs the shape (N, 1, 1, 1), which kept_at gives.",
+        },
+    ),
+    "snr": Exercise(
+        snr,
+        lambda generator: _scheduled_inputs(generator)[::3],
+        {
+            lambda s, t: (
+                (1 - s.alphas_cumprod[t]) / s.alphas_cumprod[t]
+            ): "Upside down: signal over noise, and the signal is the picture.",
+            lambda s, t: (
+                (s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t])) ** 0.5
+            ): "That is the ratio of the weights; take that of the variances, without the root.",
+            lambda s, t: (
+                (s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t])) ** 2
+            ): "Squared once too often: what is kept is a variance already.",
+            lambda s, t: s.alphas_cumprod[
+                t
+            ]: "That is the picture's share of everything; divide it by the noise's share.",
+            lambda s, t: (
+                10 * torch.log10(s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t]))
+            ): "Those are decibels: leave the ratio as it is.",
+            lambda s, t: (
+                _kept(s, t) / (1 - _kept(s, t))
+            ): "The formula is right, but kept_at has a shape for latents; here it is one number "
+            "for each timestep: scheduler.alphas_cumprod[timestep].",
+        },
+    ),
+    "estimate_x0": Exercise(
+        estimate_x0,
+        _scheduled_inputs,
+        {
+            lambda s, x, n, t: (
+                x - (1 - _kept(s, t)) ** 0.5 * n
+            ): "Half way: now undo the weight of the picture, by dividing.",
+            lambda s, x, n, t: x - n: "Both weights are missing: the noise was added with one, and "
+            "the picture shrunk by the other.",
+            lambda s, x, n, t: (
+                (x - n) / _kept(s, t) ** 0.5
+            ): "The noise was added with a weight: take away as much, not all of it.",
+            lambda s, x, n, t: (
+                (x - (1 - _kept(s, t)) ** 0.5 * n) / _kept(s, t)
+            ): "Divide by the square root of kept, not by kept.",
+            lambda s, x, n, t: (
+                (x - (1 - _kept(s, t)) * n) / _kept(s, t)
+            ): "These are shares of the variance: the weights are their square roots.",
+            lambda s, x, n, t: (
+                (x - (1 - _kept(s, t)) ** 0.5 * n) * _kept(s, t) ** 0.5
+            ): "Multiplied where exercise 1 multiplied: to undo that, divide.",
+            lambda s, x, n, t: (
+                x / _kept(s, t) ** 0.5 - (1 - _kept(s, t)) ** 0.5 * n
+            ): "First take the noise away, then divide all of it.",
+            lambda s, x, n, t: add_noise(s, x, n, t): "That adds the noise once more.",
+            lambda s, x, n, t: (
+                (x - (1 - s.alphas_cumprod[t]) ** 0.5 * n) / s.alphas_cumprod[t] ** 0.5
+            ): "The formula is right, but kept runs along the width of the latents instead of "
+            "along the batch: it needs the shape (N, 1, 1, 1), which kept_at gives.",
+        },
+    ),
+    "ddim_step": Exercise(
+        ddim_step,
+        _ddim_inputs,
+        {
+            lambda s, x, n, t, p: estimate_x0(
+                s, x, n, t
+            ): "That jumps to the clean estimate. Put back on as much noise as `previous` has.",
+            lambda s, x, n, t, p: add_noise(
+                s, x, n, p
+            ): "That adds noise to latents that are noisy already: estimate the clean ones first.",
+            lambda s, x, n, t, p: add_noise(
+                s, estimate_x0(s, x, n, t), n, t
+            ): "It gives the latents back as they were: the estimate belongs to `timestep`, the "
+            "noise that is put back to `previous`.",
+            lambda s, x, n, t, p: add_noise(
+                s, estimate_x0(s, x, n, p), n, t
+            ): "timestep and previous are swapped: this goes up the schedule, not down.",
+            lambda s, x, n, t, p: (
+                _kept(s, p) ** 0.5 * estimate_x0(s, x, n, t)
+            ): "The noise of `previous` is missing: the next guess will look for it.",
+        },
+    ),
+    "guided": Exercise(
+        guided,
+        _guided_inputs,
+        {
+            lambda a, b, k: (
+                b + k * (b - a)
+            ): "One too far: at scale 1 this should be the guess with the prompt itself.",
+            lambda a, b, k: (
+                k * (b - a)
+            ): "That is the way to go, and it lacks where to start from: the guess without.",
+            lambda a, b, k: (
+                b + k * (a - b)
+            ): "Swapped: scale 0 should be the guess without the prompt, scale 1 that with it.",
+            lambda a, b, k: (
+                a + k * (a - b)
+            ): "It goes away from the prompt: turn the difference round.",
+            lambda a, b, k: (
+                a + k * b
+            ): "At scale 1 this adds both guesses: multiply the difference of the two.",
+            lambda a, b, k: k * b: "At scale 0 this should be the guess without the prompt.",
+            lambda a, b, k: (
+                a + (b - a).clamp(-1, 1) * k
+            ): "The difference counts as it is: leave out the clamp.",
+        },
+    ),
+    "start_index": Exercise(
+        start_index,
+        _steps_inputs,
+        {
+            lambda n, s: round(n * s): "That is how many are run; the index is how many are "
+            "skipped.",
+            lambda n, s: (
+                round(n * s) - 1
+            ): "Counted from the wrong end: high strength starts early in the list.",
+            lambda n, s: (
+                n - round(n * s) - 1
+            ): "One too early: a list counts from 0, so skipping n entries leads to index n.",
+            lambda n, s: (
+                n - round(n * s) + 1
+            ): "One too late: a list counts from 0, so skipping n entries leads to index n.",
+            lambda n, s: n - n * s: "Right idea, but an index is a whole number: round the steps.",
+            lambda n, s: (
+                n - int(n * s)
+            ): "Close: int() always rounds the steps down; take the nearest number.",
+            lambda n, s: int(
+                n - n * s
+            ): "Close: int() always rounds down; round the steps that run to the nearest number.",
+            lambda n, s: round(
+                1000 * s
+            ): "That is about the timestep itself; asked for is its place in the list.",
+        },
+    ),
+    "lora_forward": Exercise(
+        lora_forward,
+        _forward_inputs,
+        {
+            lambda x, W, A, B, a: x @ W + x @ A @ B: "Alpha is missing.",
+            lambda x, W, A, B, a: a * (x @ A @ B): "That is the update alone: add x W.",
+            lambda x, W, A, B, a: a * (x @ W + x @ A @ B): "Alpha turns up the update only, not W.",
+            lambda x, W, A, B, a: (
+                (1 - a) * (x @ W) + a * (x @ A @ B)
+            ): "A LoRA is added to W; W itself stays whole.",
+            lambda x, W, A, B, a: (
+                x @ W + a / A.shape[1] * (x @ A @ B)
+            ): "The course's formula has no division by the rank.",
+            lambda x, W, A, B, a: x @ W: "That is the layer without its LoRA.",
+        },
+    ),
+    "convert_alpha": Exercise(
+        convert_alpha,
+        _convert_inputs,
+        {
+            lambda v, r, s, t: v: "The number has to change: peft and kohya divide it by the rank, "
+            "the course does not.",
+            lambda v, r, s, t: (
+                (v if s == "course" else v * r) / (1 if t == "course" else r)
+            ): "Upside down: peft and kohya divide by the rank themselves, so their number is "
+            "the larger one.",
+            lambda v, r, s, t: (
+                v if s == "course" else v / r
+            ): "That is the course's alpha. Now write it the way of the target.",
+            lambda v, r, s, t: (
+                v if t == "course" else v * r
+            ): "First make it the course's alpha, which depends on where the number comes from.",
+            lambda v, r, s, t: v / r: "It depends on source and target whether to divide.",
+            lambda v, r, s, t: v * r: "It depends on source and target whether to multiply.",
+        },
+    ),
+    "lora_parameters": Exercise(
+        lora_parameters,
+        _shapes_inputs,
+        {
+            lambda shapes, r: sum(
+                o * i for o, i in shapes
+            ): "Those are the numbers of W, which is not trained.",
+            lambda shapes, r: sum(
+                r * o * i for o, i in shapes
+            ): "A has in × r and B r × out numbers: the sides are added, not multiplied.",
+            lambda shapes, r: sum(
+                o + i for o, i in shapes
+            ): "That is rank 1: each side counts r times.",
+            lambda shapes, r: sum(r * o for o, i in shapes): "That is B alone: A counts too.",
+            lambda shapes, r: sum(r * i for o, i in shapes): "That is A alone: B counts too.",
+            lambda shapes, r: (
+                r * len(shapes) * sum(shapes[0])
+            ): "The layers differ in shape: take each with its own.",
+        },
+    ),
+    "keep_rank": Exercise(
+        keep_rank,
+        _rank_inputs,
+        {
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, :k] @ Vh[:k]
+            ): "The singular values are missing: each column of U times its own.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, -k:] * S[-k:] @ Vh[-k:]
+            ): "Those are the smallest: singular values come largest first.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, :k] * S[:k] @ Vh.T[:k]
+            ): "Vh is transposed already: take its first k rows as it is.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, : k + 1] * S[: k + 1] @ Vh[: k + 1]
+            ): "One too many: [:k] are k of them.",
+            _nearest_but(
+                lambda U, S, Vh, k: U[:, k:] * S[k:] @ Vh[k:]
+            ): "That is what should be left out: take [:k].",
+            lambda m, k: torch.cat(
+                [m[:, :k], torch.zeros_like(m[:, k:])], dim=1
+            ): "That keeps k columns. It has rank k, but it is not the nearest: use the SVD.",
+        },
+    ),
+    "merge": Exercise(
+        merge,
+        _merge_inputs,
+        {
+            lambda w, A, B, a: (
+                w + a * A @ B
+            ): "A B is (in, out) and the weight (out, in): transpose. In a square layer nothing "
+            "else tells you.",
+            lambda w, A, B, a: (
+                w.T + a * A @ B
+            ): "Right, but as (in, out): torch wants it as (out, in) again.",
+            lambda w, A, B, a: w + (A @ B).T: "Alpha is missing.",
+            lambda w, A, B, a: (
+                w + a / A.shape[1] * (A @ B).T
+            ): "The course's formula has no division by the rank.",
+            lambda w, A, B, a: w - a * (A @ B).T: "That takes the LoRA out again.",
+            lambda w, A, B, a: a * (A @ B).T: "That is the update alone: add the weight.",
+        },
+    ),
+    "add_two": Exercise(
+        add_two,
+        _two_inputs,
+        {
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1 * A1 + a2 * A2) @ (B1 + B2)
+            ): "Multiply first, then add: this has A1 B2 and A2 B1 in it, which belong to neither.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1 * A1 + a2 * A2) @ (a1 * B1 + a2 * B2)
+            ): "Multiply first, then add: this has A1 B2 and A2 B1 in it, and alpha twice.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1**0.5 * A1 + a2**0.5 * A2) @ (a1**0.5 * B1 + a2**0.5 * B2)
+            ): 'Multiply first, then add: this is peft\'s "linear", with A1 B2 and A2 B1 in it.',
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (A1 + A2) @ (B1 + B2)
+            ): "Multiply first, then add, and each with its alpha.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                2 * W + a1 * A1 @ B1 + a2 * A2 @ B2
+            ): "W counts once, not once for each LoRA.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                W + (a1 * A1 @ B1 + a2 * A2 @ B2) / 2
+            ): "That is their mean. The sum has each at its own alpha.",
+            lambda W, A1, B1, a1, A2, B2, a2: W + A1 @ B1 + A2 @ B2: "The alphas are missing.",
+            lambda W, A1, B1, a1, A2, B2, a2: (
+                a1 * A1 @ B1 + a2 * A2 @ B2
+            ): "Those are the updates alone: add W.",
+        },
+    ),
+    "gram": Exercise(
+        gram,
+        _features_inputs,
+        {
+            lambda f: f.flatten(2) @ f.flatten(2).mT: "It grows with the size of the picture: "
+            "divide by the number of places, h × w.",
+            lambda f: (
+                f.flatten(2) @ f.flatten(2).mT / f[0].numel()
+            ): "Divide by the places alone, h × w, not by the channels as well.",
+            lambda f: (
+                f.flatten(2) @ f.flatten(2).mT / f.shape[1]
+            ): "That divides by the channels: divide by the places, h × w.",
+            lambda f: (
+                f.flatten(2) @ f.flatten(2).mT / f.numel()
+            ): "Divide by the places of one picture, h × w, and by nothing else.",
+            lambda f: (
+                f.flatten(2).mT @ f.flatten(2) / f[0, 0].numel()
+            ): "That compares places with places. For channels with channels, (N, C, C), the "
+            "transposed one comes second.",
+            lambda f: (
+                torch.einsum("nchw,ndhw->cd", f, f) / (len(f) * f[0, 0].numel())
+            ): "One matrix for each picture, not one for all of them.",
+            lambda f: (
+                f.reshape(len(f), -1, f.shape[1]).mT
+                @ f.reshape(len(f), -1, f.shape[1])
+                / f[0, 0].numel()
+            ): "reshape cuts the numbers anew and does not move the channels to the end: "
+            "flatten(2) keeps each channel together.",
+            lambda f: (
+                (f - f.mean((2, 3), keepdim=True)).flatten(2)
+                @ (f - f.mean((2, 3), keepdim=True)).flatten(2).mT
+                / f[0, 0].numel()
+            ): "That is the covariance: leave the mean in.",
+        },
+    ),
+    "trust": Exercise(
+        trust,
+        _trust_inputs,
+        {
+            lambda s, t: snr(s, t): "With little noise this goes far beyond 1: cut it off there.",
+            lambda s, t: snr(s, t).clamp(min=1): "That is the larger of the two: clamp(max=1).",
+            lambda s, t: (
+                snr(s, t).clamp(max=1) / snr(s, t)
+            ): "Upside down: the more noise, the less an estimate counts. (The weight of min-SNR, "
+            "for the L2, looks like this.)",
+            lambda s, t: s.alphas_cumprod[
+                t
+            ]: "That is the picture's share of everything: take the ratio to the noise, cut at 1.",
+            lambda s, t: (
+                snr(s, t).sqrt().clamp(max=1)
+            ): "That is the ratio of the weights; take that of the variances, without the root.",
+            lambda s, t: (
+                snr(s, t) > 1
+            ).float(): "That is a gate, open or shut: below an SNR of 1, let it fade.",
+            lambda s, t: (
+                snr(s, t).clamp(max=1).mean()
+            ): "One number for each timestep, not their mean.",
+        },
+    ),
+    "balanced": Exercise(
+        balanced,
+        _balanced_inputs,
+        {
+            lambda sizes, shares: (
+                shares / sizes
+            ): "The proportions are right. Divide all of them by the first, so that it is 1.",
+            lambda sizes, shares: shares: "Those are the shares. A term of twice the size needs "
+            "half the weight for the same share.",
+            lambda sizes, shares: (
+                shares / shares[0]
+            ): "As if all terms were of one size: divide by the sizes too.",
+            lambda sizes, shares: (
+                sizes[0] / sizes
+            ): "That gives every term the same share: multiply by the shares.",
+            lambda sizes, shares: (
+                sizes / shares / (sizes[0] / shares[0])
+            ): "Upside down: a large term needs a small weight.",
+            lambda sizes, shares: (
+                sizes * shares / (sizes[0] * shares[0])
+            ): "Multiplied by the sizes: a large term needs a small weight, so divide.",
+            lambda sizes, shares: (
+                shares / sizes / (shares / sizes).sum()
+            ): "The weights need not add up to 1, the shares do: let the first weight be 1.",
+        },
+    ),
+    "rate_at": Exercise(
+        rate_at,
+        _rate_inputs,
+        {
+            lambda i, n, top, w: (
+                top * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "The warm-up is missing.",
+            lambda i, n, top, w: top * min(1, (i + 1) / w): "The cosine is missing.",
+            lambda i, n, top, w: (
+                top * min(1, i / w) * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "Step 0 would not move at all: the warm-up counts step + 1.",
+            lambda i, n, top, w: (
+                top * (i + 1) / w * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "After the warm-up its factor stays 1: take min(1, ...).",
+            lambda i, n, top, w: (
+                min(1, (i + 1) / w) * 0.5 * (1 + math.cos(math.pi * i / n))
+            ): "Multiply by the highest rate.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * (1 - i / n)
+            ): "That falls along a straight line: use the cosine.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * math.cos(math.pi * i / n)
+            ): "The cosine goes from 1 to -1: add 1 and halve it.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * (1 + math.cos(math.pi * i / n))
+            ): "Twice too much: 1 + cos begins at 2.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * 0.5 * (1 + math.cos(2 * math.pi * i / n))
+            ): "A whole cosine comes up again: half of one ends at pi, not at 2 pi.",
+            lambda i, n, top, w: (
+                top * min(1, (i + 1) / w) * 0.5 * (1 + math.cos(i / n))
+            ): "Half a cosine goes from 0 to pi: multiply step / steps by pi.",
+            _one_after_warmup: "In use as well; but here the cosine starts at step 0, and the "
+            "warm-up is a factor beside it.",
+        },
+    ),
+    "places": Exercise(
+        places,
+        _places_inputs,
+        {
+            lambda i, n, count: places(
+                i, n, count
+            ).T.contiguous(): "Lying down: one row for each picture, so stack along dim=1.",
+            lambda i, n, count: places(i, n, count).flip(
+                1
+            ): "Swapped: the epoch comes first, then the place.",
+            lambda i, n, count: _places(
+                i + torch.arange(n), count
+            ): "Each step uses batch_size pictures, so a step begins at step × batch_size.",
+            lambda i, n, count: torch.stack(
+                [torch.full((n,), i * n // count), (i * n + torch.arange(n)) % count], dim=1
+            ): "A batch may begin in one epoch and end in the next: find the epoch of each "
+            "picture.",
+            lambda i, n, count: places(i, n, count) + 1: "Count epochs and places from 0.",
+            lambda i, n, count: _places(
+                i * n + torch.arange(n) + 1, count
+            ): "One too far: the first picture of step 0 is at position 0.",
+            lambda i, n, count: torch.stack(
+                [
+                    torch.full((n,), i // (count // n)),
+                    i % (count // n) * n + torch.arange(n),
+                ],
+                dim=1,
+            ): "That leaves out the last pictures of an epoch where they fill no whole batch. Here "
+            "the next epoch follows without a gap.",
+            lambda i, n, count: torch.stack(
+                [torch.full((n,), i), torch.arange(n)], dim=1
+            ): "That is the step and the place in the batch: work from the position step × "
+            "batch_size + place in the batch.",
+        },
+    ),
+    "accumulated": Exercise(
+        accumulated,
+        _accumulated_inputs,
+        {
+            lambda losses, sizes: losses: "Gradients of several backward() add up: this gives the "
+            "sum of the means, too large by the number of parts.",
+            lambda losses, sizes: (
+                losses / len(losses)
+            ): "Right for parts of one size. Here a picture in a small part would count more than "
+            "one in a large part.",
+            lambda losses, sizes: (
+                losses * sizes
+            ): "That is the sum over pictures; for the mean, divide by how many there are in all.",
+            lambda losses, sizes: (
+                losses / sizes
+            ): "Each loss is the mean of its part already: do not divide it by its size again.",
+            lambda losses, sizes: (
+                losses / sizes.sum()
+            ): "Each loss is the mean of its part: multiply by the pictures in it first.",
+            lambda losses, sizes: (
+                losses * sizes / len(losses)
+            ): "Divide by the number of pictures in all parts, not by the number of parts.",
+            lambda losses, sizes: (
+                losses * sizes / sizes.max()
+            ): "Divide by the sum of the sizes, not by the largest.",
+            lambda losses, sizes: (
+                (losses * sizes).sum() / sizes.sum()
+            ): "That is the loss of the whole batch. Give what each part contributes to it, so "
+            "that one part can be backpropagated and dropped before the next.",
         },
     ),
     "add_noise_at": Exercise(

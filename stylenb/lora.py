@@ -1,15 +1,21 @@
 """LoRA: small trained additions to the UNet's attention (https://arxiv.org/abs/2106.09685).
 
 The course writes W' = W + alpha A B. peft computes W + (lora_alpha / rank) B A, so the course's
-alpha is lora_alpha / rank, and alpha = 1 at rank 8 is lora_alpha = 8.
+alpha is lora_alpha / rank, and alpha = 1 at rank 8 is lora_alpha = 8. The kohya format divides
+by the rank (dim) likewise, and keeps its alpha as a tensor beside each pair.
 """
 
 import json
-from collections.abc import Sequence
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -27,14 +33,20 @@ def add_lora(base: Base, name: str, rank: int = 8, alpha: float = 1.0, seed: int
     parameters (float32, the only ones that require a gradient).
 
     B starts at zero, so the UNet's output is the same as before. Raises StylenbError for a rank
-    below 1 or a name that is taken.
+    below 1, a name that is taken or cannot be used, and while a LoRA is merged.
     """
     if not isinstance(rank, int) or rank < 1:
         raise StylenbError(f"The rank of a LoRA is a whole number from 1 up, not {rank!r}.")
     if name in adapters(base):
         raise StylenbError(f"There is a LoRA named {name!r} already: remove_lora(base, {name!r}).")
+    if not _is_usable(base, name):
+        raise StylenbError(
+            f"{name!r} cannot be the name of a LoRA, which has no '.' and is no part of the UNet: "
+            f"call it {_usable_name(base, str(name))!r}, for example."
+        )
+    _refuse_merged(base)
     config = LoraConfig(r=rank, lora_alpha=alpha * rank, target_modules=list(TARGETS))
-    with torch.random.fork_rng(devices=[]):
+    with _quietly():
         torch.manual_seed(seed)
         base.unet.add_adapter(config, adapter_name=name)
     base.unet.enable_adapters()  # they stay off for a new one too, once they were switched off
@@ -50,25 +62,166 @@ def adapters(base: Base) -> list[str]:
     return list(getattr(base.unet, "peft_config", {}))
 
 
-def set_scale(base: Base, name: str | None, scale: float = 1.0) -> None:
-    """Make `name` the only active LoRA, multiplied by `scale`; None switches all of them off."""
-    if name is None:
-        if adapters(base):
+def set_scale(base: Base, name: str | Mapping[str, float] | None, scale: float = 1.0) -> None:
+    """Make `name` the only active LoRA, multiplied by `scale`; None switches all of them off.
+
+    A dict {name: scale, ...} makes several active at once. What they add to W is summed, each
+    whole: W' = W + s1 alpha1 A1 B1 + s2 alpha2 A2 B2. `scale` then multiplies all of them.
+
+    While a LoRA is merged it is part of W: None leaves it there, and anything else raises
+    StylenbError, as do a name that is not loaded and a scale that is not finite.
+    """
+    scales = dict(name) if isinstance(name, Mapping) else {} if name is None else {name: 1.0}
+    for one, its_scale in scales.items():
+        if one not in adapters(base):
+            raise StylenbError(f"No LoRA named {one!r} is loaded: load_lora(base, ...) does that.")
+        try:
+            scales[one] = float(its_scale) * float(scale)
+        except (TypeError, ValueError):
+            scales[one] = math.nan
+        if not math.isfinite(scales[one]):
+            raise StylenbError(
+                f"The scale of the LoRA {one!r} must be a number, not NaN or infinity: it is "
+                f"{its_scale!r} x {scale!r}."
+            )
+    if not scales:
+        if adapters(base) and not merged(base):  # peft unmerges what is switched off
             base.unet.disable_adapters()
         return
-    if name not in adapters(base):
-        raise StylenbError(f"No LoRA named {name!r} is loaded: load_lora(base, ...) does that.")
+    _refuse_merged(base)
     base.unet.enable_adapters()
-    base.unet.set_adapters([name], [float(scale)])
+    base.unet.set_adapters(list(scales), list(scales.values()))
     base.unet.requires_grad_(False)  # peft takes an active adapter for one to be trained
 
 
+def merge_lora(base: Base, name: str | Mapping[str, float], scale: float = 1.0) -> None:
+    """Add the LoRA to the weights themselves, W <- W + scale * alpha A B, so that it costs no time.
+
+    The output is that of set_scale(base, name, scale), to within rounding; `name` may be a dict
+    here too. Until unmerge_lora, no other LoRA can be added, loaded or made active.
+
+    Raises StylenbError if something is merged already, for a name that is not loaded, and if a
+    weight would no longer be finite; nothing is merged then.
+    """
+    if not name:
+        raise StylenbError("merge_lora needs the name of a LoRA that is loaded.")
+    set_scale(base, name, scale)
+    try:
+        for layer in _lora_layers(base):
+            layer.merge(safe_merge=True)
+    except ValueError as error:
+        if merged(base):
+            unmerge_lora(base)
+        raise StylenbError(
+            f"The LoRA {name!r} holds NaN or infinity, or its scale is too large ({scale!r}), so "
+            "it was not merged: train it again or lower the scale."
+        ) from error
+
+
+def unmerge_lora(base: Base) -> None:
+    """Subtract from the weights what merge_lora added to them. All LoRAs are then switched off.
+
+    As exact as two roundings: W comes back to about 1e-7 of the larger of |W| and |W'| in
+    float32, 1e-3 in float16 and 1e-2 in bfloat16, not bit for bit. After many rounds in half
+    precision, load the base again.
+
+    Raises StylenbError if nothing is merged.
+    """
+    if not merged(base):
+        raise StylenbError("No LoRA is merged, so there is nothing to unmerge.")
+    for layer in _lora_layers(base):
+        if layer.merged:
+            layer.unmerge()
+    set_scale(base, None)
+
+
+def merged(base: Base) -> list[str]:
+    """Names of the LoRAs that merge_lora added to the weights."""
+    return list(dict.fromkeys(n for layer in _lora_layers(base) for n in layer.merged_adapters))
+
+
 def remove_lora(base: Base, name: str) -> None:
-    """Take the LoRA out of the UNet, which is then what it was before."""
+    """Take the LoRA out of the UNet, which is then what it was before; others stay as they are.
+
+    Raises StylenbError for one that is merged.
+    """
+    if name in merged(base):
+        _refuse_merged(base)
     if name in adapters(base):
-        if name in base.unet.active_adapters():  # peft would make another one active instead
-            base.unet.disable_adapters()
-        base.unet.delete_adapters(name)
+        _delete(base, name)
+
+
+def _lora_layers(base: Base) -> list[LoraLayer]:
+    return [module for module in base.unet.modules() if isinstance(module, LoraLayer)]
+
+
+def _refuse_merged(base: Base) -> None:
+    if merged(base):
+        raise StylenbError(
+            f"The LoRA {', '.join(map(repr, merged(base)))} is merged into the weights: "
+            "unmerge_lora(base) first."
+        )
+
+
+def _delete(base: Base, name: str) -> None:
+    active = [layer for layer in _lora_layers(base) if name in layer.active_adapters]
+    for layer in active:  # peft would make another one active instead
+        layer.set_adapter([other for other in layer.active_adapters if other != name])
+    base.unet.delete_adapters(name)
+    if active:
+        base.unet.requires_grad_(False)
+
+
+def _is_usable(base: Base, name: str) -> bool:
+    """Whether torch takes the name for a module, and peft cannot take it for a part of the UNet.
+
+    peft leaves out of a saved LoRA whatever has the name of another one in its path.
+    """
+    if not isinstance(name, str) or not name or "." in name:
+        return False
+    if hasattr(torch.nn.ModuleDict(), name):
+        return False
+    parts = {part for key in _layers(base) for part in key.split(".")}
+    own = {*LoraLayer.adapter_layer_names, *LoraLayer.other_param_names}
+    return name not in parts | own | {"weight", "bias", "base_layer"}
+
+
+def _usable_name(base: Base, name: str) -> str:
+    name = name.replace(".", "_") or "style"
+    while not _is_usable(base, name):
+        name += "_"
+    return name
+
+
+def _layers(base: Base) -> dict[str, torch.nn.Module]:
+    """The UNet's own modules by name, without what peft put around and beside them."""
+    return {
+        key: module.get_base_layer() if isinstance(module, LoraLayer) else module
+        for key, module in base.unet.named_modules()
+        if ".lora_" not in key and not key.endswith(".base_layer")
+    }
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave torch's random state as it was, and out that a LoRA is not the first or only one."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*peft_config|Adapter .* was active", UserWarning)
+        yield
+
+
+@contextmanager
+def _as_before(base: Base) -> Iterator[None]:
+    """Whatever is switched inside, afterwards the LoRAs of before are active at their scales."""
+    layers = [layer for layer in _lora_layers(base) if not layer.disable_adapters]
+    active = dict.fromkeys(name for layer in layers for name in layer.active_adapters)
+    scaling = [(layer, dict(layer.scaling)) for layer in layers]
+    try:
+        yield
+    finally:
+        set_scale(base, dict.fromkeys((n for n in active if n in adapters(base)), 1.0))
+        for layer, numbers in scaling:  # to the last bit
+            layer.scaling.update((n, s) for n, s in numbers.items() if n in layer.scaling)
 
 
 def spread_timesteps(count: int, last: int, generator: torch.Generator) -> torch.Tensor:
@@ -183,40 +336,42 @@ def about_lora(path: str | Path) -> dict:
 def load_lora(base: Base, style: str | Path) -> str:
     """Load a shipped style by name, or a LoRA file by path, into the UNet; return its name there.
 
-    Loading what is loaded already does nothing; set_scale makes it the active one. Raises
-    StylenbError for an unknown style, a file that is no safetensors or no whole LoRA, and a LoRA
-    that was trained for another base.
+    It is switched off until set_scale makes it active; what was active stays so. Loading what is
+    loaded already does nothing. The file is safetensors in the layout of diffusers; without
+    metadata, alpha is 1.
+
+    Raises StylenbError, which names what was found and what was expected, for an unknown style, a
+    file that is no safetensors or no whole LoRA, one that was trained for another base, and one
+    that changes nothing: the UNet must predict something else with it than without.
     """
     path = find_lora(style)
-    name = path.stem.replace(".", "_")
+    name = _usable_name(base, path.stem)
     file_read = (path.resolve(), path.stat().st_mtime_ns)
-    if name in adapters(base):
-        if getattr(base.unet.peft_config[name], "file_read", file_read) == file_read:
-            return name
-        remove_lora(base, name)  # another file of this name, or one that was written since
+    loaded = getattr(base.unet, "peft_config", {}).get(name)
+    if loaded is not None and getattr(loaded, "file_read", file_read) == file_read:
+        return name
+    _refuse_merged(base)
     with _open(path) as file:
-        keys = list(file.keys())
-        shapes = {key: file.get_slice(key).get_shape() for key in keys}
-    modules = dict(base.unet.named_modules())
-    for key, shape in shapes.items():
-        target = key.removeprefix("unet.").split(".lora_")[0]
-        layer = modules.get(target)
-        down = ".lora_A." in key or ".lora.down." in key
-        if not key.startswith("unet.") or ".lora" not in key or layer is None:
-            raise StylenbError(
-                f"{path.name} has the key {key!r}, which is no part of the base "
-                f"{base.name!r}: it was made for another model."
-            )
-        width = getattr(layer, "in_features" if down else "out_features", None)
-        if len(shape) != 2 or width != shape[1 if down else 0]:
-            raise StylenbError(
-                f"{path.name} does not fit the base {base.name!r} ({target} is {width} wide, "
-                f"{key} in the file has the shape {shape}): load the base that it was trained for."
-            )
-    if not keys:
-        raise StylenbError(f"{path.name} holds no weights: train the style again.")
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    _check_fits(base, path.name, shapes)
+    if loaded is not None:
+        remove_lora(base, name)  # another file of this name, or one that was written since
+    with _as_before(base):
+        try:
+            _load(base, path, name)
+            _prove(base, path.name, name)
+        except BaseException:  # Ctrl-C too
+            _delete(base, name)
+            raise
+    base.unet.requires_grad_(False)
+    base.unet.peft_config[name].file_read = file_read
+    return name
+
+
+def _load(base: Base, path: Path, name: str) -> None:
     try:
-        with torch.inference_mode(False):  # else no gradient could ever flow through them
+        # outside of inference mode, else no gradient could ever flow through the weights
+        with torch.inference_mode(False), _quietly():
             base.unet.load_lora_adapter(
                 str(path.parent),
                 weight_name=path.name,
@@ -226,12 +381,101 @@ def load_lora(base: Base, style: str | Path) -> str:
             )
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         raise StylenbError(
-            f"{path.name} is no whole LoRA ({str(error).strip().splitlines()[0]}): download or "
+            f"{path.name} is no whole LoRA ({' '.join(str(error).split())[:200]}): download or "
             "train it again."
         ) from error
-    base.unet.requires_grad_(False)
-    base.unet.peft_config[name].file_read = file_read
-    return name
+
+
+def _prove(base: Base, file: str, name: str) -> None:
+    """Raise StylenbError unless the UNet predicts something else, and finite, with the LoRA."""
+    side = 2 ** len(base.unet.config.block_out_channels)  # 2 x 2 in the deepest block
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, base.unet.config.in_channels, side, side, generator=generator)
+    middle = base.scheduler.config.num_train_timesteps // 2
+    with torch.no_grad():
+        set_scale(base, None)
+        without = base.predict_noise(latents, middle)
+        set_scale(base, name)
+        with_it = base.predict_noise(latents, middle)
+    if not with_it.isfinite().all():
+        raise StylenbError(
+            f"With {file} the UNet predicts NaN or infinity: download or train it again."
+        )
+    if torch.equal(with_it, without):
+        layers = [layer for layer in _lora_layers(base) if name in layer.lora_A]
+        a, b = (
+            max(getattr(layer, part)[name].weight.abs().max().item() for layer in layers)
+            for part in ("lora_A", "lora_B")
+        )
+        why = "all of B is zero, as it is after 0 steps of training"
+        if b > 0:
+            alpha = layers[0].scaling[name]
+            why = f"alpha is {alpha:g}, the largest number in A {a:g} and in B {b:g}"
+        raise StylenbError(
+            f"{file} changes nothing, the UNet predicts the same with it and without ({why}): "
+            "train it for longer, or choose another."
+        )
+
+
+_KEY = re.compile(r"unet\.(.+)\.(?:lora_([AB])|lora\.(down|up))\.weight")
+_SDXL_KEY = re.compile(  # a second text encoder, the picture's size as input, deeper attention
+    r"lora_te2_|text_encoder_2\.|.*(add_embedding|label_emb|"
+    r"(attentions|(in|out)put_blocks_\d+|middle_block)[._]\d+[._]transformer_blocks[._][1-9])"
+)
+
+
+def _check_fits(base: Base, file: str, shapes: dict[str, tuple]) -> None:
+    """Raise StylenbError unless these keys and shapes are whole pairs that fit the base's UNet."""
+    if not shapes:
+        raise StylenbError(f"{file} holds no weights, and a LoRA has two matrices per layer.")
+    layers = _layers(base)
+    example = next(key for key in layers if key.endswith(".to_q"))
+    expected = f"expected are keys such as 'unet.{example}.lora_A.weight'"
+    found = next(filter(_SDXL_KEY.match, shapes), None)
+    if found is not None:
+        raise StylenbError(
+            f"{file} was trained for Stable Diffusion XL, as its key {found!r} shows, and the "
+            f"base {base.name!r} is built like v1.5: choose a LoRA for SD v1.5."
+        )
+    found = next((key for key in shapes if key.startswith(("lora_unet_", "lora_te"))), None)
+    if found is not None:
+        raise StylenbError(
+            f"{file} is in the kohya format, with keys such as {found!r}, and the diffusers "
+            f"format is needed: {expected}."
+        )
+    matches = {key: _KEY.fullmatch(key) for key in shapes}
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    unknown = [k for k, m in matches.items() if not (m and isinstance(layers.get(m[1]), kinds))]
+    if unknown:
+        raise StylenbError(
+            f"{file} was made for another model: no layer of the base {base.name!r} fits "
+            f"{len(unknown)} of its {len(shapes)} keys, the first of them {unknown[0]!r}, and "
+            f"{expected}."
+        )
+    ranks: dict[str, dict[str, int]] = {}
+    for key, shape in shapes.items():
+        match, layer = matches[key], layers[matches[key][1]]
+        part = match[2] or {"down": "A", "up": "B"}[match[3]]
+        if isinstance(layer, torch.nn.Linear):
+            sides = {"A": ("r", layer.in_features), "B": (layer.out_features, "r")}
+        else:
+            a = ("r", layer.in_channels, *layer.kernel_size)
+            sides = {"A": a, "B": (layer.out_channels, "r", 1, 1)}
+        rank = shape[sides[part].index("r")] if len(shape) == len(sides[part]) else 0
+        if rank < 1 or shape != tuple(rank if side == "r" else side for side in sides[part]):
+            wanted = ", ".join(map(str, sides[part]))
+            raise StylenbError(
+                f"{file} does not fit the base {base.name!r} ({key} has the shape {shape}, "
+                f"expected is ({wanted}) with a rank r): load the base that it was trained for."
+            )
+        ranks.setdefault(match[1], {})[part] = rank
+    for target, pair in ranks.items():
+        if len(pair) < 2 or pair["A"] != pair["B"]:
+            has = " and ".join(f"{part} of rank {rank}" for part, rank in sorted(pair.items()))
+            raise StylenbError(
+                f"{file} is no whole LoRA ({target} has {has}, expected are A and B of one rank): "
+                "download or train it again."
+            )
 
 
 def find_lora(style: str | Path) -> Path:
@@ -243,9 +487,11 @@ def find_lora(style: str | Path) -> Path:
     if path.suffix == ".safetensors" and path.is_file():
         return path
     if path.is_file():
+        pickled = path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
         raise StylenbError(
-            f"{path.name} is not a .safetensors file; other formats can run code "
-            "when they are opened, so convert it first."
+            f"{path.name} is not a .safetensors file"
+            + (", it is pickled and could run code when it is opened" if pickled else "")
+            + ": find or save the LoRA as safetensors."
         )
     raise StylenbError(
         f"There is no style {str(style)!r}: choose {', '.join(shipped) or 'one'} "
@@ -262,6 +508,15 @@ def _open(path: Path):
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise StylenbError(
-            f"{path.name} cannot be read as safetensors ({error}): download or train it again."
-        ) from error
+        found = f"cannot be read as safetensors ({error})"
+        if path.is_file() and path.stat().st_size == 0:
+            found = "is empty (0 bytes)"
+        elif path.is_file() and isinstance(error, SafetensorError):
+            with open(path, "rb") as file:
+                first = file.read(2)
+            if first == b"PK" or (first[:1] == b"\x80" and first[1:] <= b"\x05"):
+                raise StylenbError(
+                    f"{path.name} is not the safetensors that its name says but a pickled file, "
+                    "which could run code when it is opened: find or save it as safetensors."
+                ) from error
+        raise StylenbError(f"{path.name} {found}: download or train it again.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ MIN_SIDE = 16  # pixels: two latents at factor 8
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 FITS = ("crop", "pad")
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # Windows puts them into folders
 
 # Photographs that lie inside the scikit-image wheel itself; the others it lists are downloads.
 # Their origins and free licences are in the docstrings of skimage.data.
@@ -59,8 +61,7 @@ def open_photo(source, size: int | tuple[int, int] | None = None, fit: str = "cr
     Raises StylenbError, in one sentence, for what is missing, not a picture, damaged, smaller
     than 16 pixels on a side, larger than 100 megapixels or longer than 20:1.
     """
-    if fit not in FITS:
-        raise StylenbError(f"fit must be one of {', '.join(map(repr, FITS))}, not {fit!r}.")
+    _check_fit(fit)
     width_height = None if size is None else _check_size(size)
     picture, name = _read(source)
     picture = _to_rgb(picture, name)
@@ -69,6 +70,115 @@ def open_photo(source, size: int | tuple[int, int] | None = None, fit: str = "cr
     if fit == "crop":
         return ImageOps.fit(picture, width_height, Image.Resampling.LANCZOS)
     return _pad(picture, width_height)
+
+
+@dataclass(frozen=True, repr=False)
+class PictureFolder:
+    """What read_folder found: `names[i]` is the file of `pictures[i]`, `skipped` (file, why)."""
+
+    folder: Path
+    pictures: list[Image.Image]
+    names: list[str]
+    skipped: list[tuple[str, str]]
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def table(self, most: int = 4) -> str:
+        """How many files were used, and how many were skipped for which reason; of each, the
+        first `most` by name."""
+        groups = {"used": self.names}
+        for name, reason in self.skipped:
+            groups.setdefault(f"skipped, {reason}", []).append(name)
+        width = max(map(len, groups))
+        lines = [f"{str(self.folder)!r}"]
+        for kind, names in groups.items():
+            more = [f"and {len(names) - most} more"] if len(names) > most else []
+            shown = ", ".join([_printable(name) for name in names[:most]] + more)
+            lines.append(f"{len(names):5}  {kind:{width}}  {shown}".rstrip())
+        return "\n".join(lines)
+
+
+def read_folder(
+    folder: str | os.PathLike,
+    size: int | tuple[int, int] | None,
+    fit: str = "crop",
+    minimum: int = 4,
+) -> PictureFolder:
+    """Every picture of a folder in the order of their names, each as open_photo gives it.
+
+    What is no picture that can be used is skipped, with the reason: hidden and system files,
+    folders in it (they are not entered), text, damaged, too small, too large. Nothing on the disk
+    is changed. Show the result, or print its `.table()`, to see what became of each file.
+
+    Raises StylenbError if the folder cannot be read or holds fewer than `minimum` pictures.
+    """
+    _check_fit(fit)
+    if size is not None:
+        _check_size(size)
+    path, files = _list_folder(folder)
+    found = PictureFolder(path, [], [], [])
+    for file in files:
+        try:
+            reason = _reason_to_skip(file)
+            if not reason:
+                found.pictures.append(open_photo(file, size, fit))
+                found.names.append(file.name)
+        except StylenbError as error:
+            reason = getattr(error, "reason", "cannot be read")
+        if reason:
+            found.skipped.append((file.name, reason))
+    if len(found) < minimum:
+        raise StylenbError(_too_few(found, minimum))
+    return found
+
+
+def _list_folder(folder) -> tuple[Path, list[Path]]:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise StylenbError(f"A folder is given by its path, not as {type(folder).__name__}.")
+    path = Path(os.fsdecode(folder)).expanduser()
+    name = f"'{_printable(str(path))}'"
+    try:
+        return path, sorted(path.iterdir(), key=lambda file: file.name)
+    except FileNotFoundError as error:
+        raise StylenbError(f"There is no folder {name}: check the path.") from error
+    except NotADirectoryError as error:
+        raise StylenbError(f"{name} is no folder: name the one that holds the pictures.") from error
+    except (OSError, ValueError) as error:
+        raise StylenbError(f"{name} cannot be read ({error}): check the path.") from error
+
+
+def _reason_to_skip(file: Path) -> str:
+    """Why the file is not even opened; "" if it is worth a try."""
+    if file.name.startswith("."):
+        return "hidden"
+    if file.name.lower() in SYSTEM_FILES:
+        return "made by the system"
+    try:
+        return "a folder" if file.is_dir() else ""
+    except OSError:
+        return "cannot be read"
+
+
+def _too_few(found: PictureFolder, minimum: int) -> str:
+    reasons = [reason for _, reason in found.skipped]
+    counts = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons))
+    pictures = f"{len(found) or 'no'} picture{'' if len(found) == 1 else 's'} that can be used"
+    advice = f"put {minimum - len(found)} more JPEG, PNG or WebP files there"
+    if not found.pictures and "a folder" in reasons:
+        advice = "name the folder inside it in which the pictures lie"
+    return (
+        f"'{_printable(str(found.folder))}' holds {pictures}, of the {minimum} that are needed "
+        f"(skipped: {counts or 'nothing'}): {advice}."
+    )
+
+
+def _printable(name: str) -> str:
+    """A file's name, fit for one line of text on any screen."""
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def sample_photo(name: str, size: int | tuple[int, int] | None = None) -> Image.Image:
@@ -128,6 +238,11 @@ def to_pictures(tensor: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(a) for a in np.ascontiguousarray(array)]
 
 
+def _check_fit(fit) -> None:
+    if fit not in FITS:
+        raise StylenbError(f"fit must be one of {', '.join(map(repr, FITS))}, not {fit!r}.")
+
+
 def _check_size(size) -> tuple[int, int]:
     pair = size if isinstance(size, (tuple, list)) else (size, size)
     whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in pair)
@@ -183,46 +298,60 @@ def _read(source) -> tuple[Image.Image, str]:
 
 def _decode(file, name: str) -> Image.Image:
     if not file.read(1):
-        raise StylenbError(f"{name} is empty: copy or download it again.")
+        raise _unusable("empty", f"{name} is empty: copy or download it again.")
     file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
             picture = Image.open(file)
     except UnidentifiedImageError as error:
-        raise StylenbError(
+        raise _unusable(
+            "not a picture that can be read here",
             f"{name} is not a picture that can be read here: give a JPEG, PNG or WebP file "
-            "(export HEIC, RAW and SVG as one of them)."
+            "(export HEIC, RAW and SVG as one of them).",
         ) from error
     except Exception as error:
         raise _decoding_error(name, error) from error
     return _load(picture, name)
 
 
+def _unusable(reason: str, message: str) -> StylenbError:
+    """The error, and in a few words for the table of read_folder why the file is of no use."""
+    error = StylenbError(message)
+    error.reason = reason
+    return error
+
+
 def _decoding_error(name: str, error: Exception) -> StylenbError:
     """For whatever Pillow raised: each of its decoders has errors of its own."""
     if isinstance(error, Image.DecompressionBombError):
-        return StylenbError(_too_large(name))
-    return StylenbError(f"{name} is damaged or cut off ({error}): copy or download it again.")
+        return _too_large(name)
+    return _unusable(
+        "damaged or cut off",
+        f"{name} is damaged or cut off ({error}): copy or download it again.",
+    )
 
 
-def _too_large(name: str) -> str:
-    return (
-        f"{name} has more than {MAX_PIXELS // 10**6} megapixels: make it smaller first, "
-        "a side of 2000 pixels is plenty."
+def _too_large(name: str) -> StylenbError:
+    limit = f"{MAX_PIXELS // 10**6} megapixels"
+    return _unusable(
+        f"too large (over {limit})",
+        f"{name} has more than {limit}: make it smaller first, a side of 2000 pixels is plenty.",
     )
 
 
 def _check_dimensions(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
-        raise StylenbError(_too_large(name))
+        raise _too_large(name)
     if min(width, height) < MIN_SIDE:
-        raise StylenbError(
-            f"{name} is {width} x {height} pixels: it needs at least {MIN_SIDE} on each side."
+        raise _unusable(
+            f"too small (under {MIN_SIDE} pixels)",
+            f"{name} is {width} x {height} pixels: it needs at least {MIN_SIDE} on each side.",
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise StylenbError(
-            f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT}:1: crop it first."
+        raise _unusable(
+            f"too long (over {MAX_ASPECT}:1)",
+            f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT}:1: crop it first.",
         )
 
 
