@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +18,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.nn import functional as F
-from tqdm.auto import tqdm
 
-from .base import DATA, Base, autocast
+from .base import DATA, Base
 from .errors import StylenbError
-from .photos import to_tensor
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of self-attention and cross-attention alike
 
@@ -222,76 +219,6 @@ def _as_before(base: Base) -> Iterator[None]:
         set_scale(base, dict.fromkeys((n for n in active if n in adapters(base)), 1.0))
         for layer, numbers in scaling:  # to the last bit
             layer.scaling.update((n, s) for n, s in numbers.items() if n in layer.scaling)
-
-
-def spread_timesteps(count: int, last: int, generator: torch.Generator) -> torch.Tensor:
-    """Random timesteps (count,) in 0..last-1, one from each of `count` equal slices of them.
-
-    Over many batches they are uniform; within one they are even, so the loss varies less.
-    """
-    slices = torch.arange(count) + torch.rand(count, generator=generator)
-    return (slices * last / count).long().clamp(max=last - 1)
-
-
-def train_lora(
-    base: Base,
-    pictures: Sequence,
-    name: str = "style",
-    *,
-    rank: int = 8,
-    alpha: float = 1.0,
-    steps: int = 400,
-    batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[float]:
-    """Teach the UNet a style from a few pictures; the LoRA `name` is left active in `base.unet`.
-
-    Encode the pictures once, add noise by the schedule, let the UNet predict it without a prompt,
-    take the mean squared error, and update A and B. `pictures` are PIL images of the base's size.
-    Timesteps and noise are functions of (seed, step). Returns the loss of every step.
-
-    Raises StylenbError for fewer than 4 pictures and when the loss is no longer finite.
-    """
-    if len(pictures) < 4:
-        raise StylenbError(
-            f"A style needs at least 4 pictures, better 16; these are {len(pictures)}."
-        )
-    images = to_tensor(pictures)
-    parameters = add_lora(base, name, rank, alpha, seed)
-    with torch.no_grad():
-        latents = torch.cat(
-            [base.encode(torch.cat([part, part.flip(-1)])) for part in images.split(4)]
-        ).float()
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
-    last = base.scheduler.config.num_train_timesteps
-    losses = []
-    for step in tqdm(range(steps), disable=not progress, desc=name):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        chosen = torch.randperm(len(latents), generator=generator)[:batch_size]
-        x0 = latents[chosen.to(latents.device)]
-        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-        t = spread_timesteps(len(x0), last, generator).to(x0.device)
-        with autocast(base.device):
-            prediction = base.predict_noise(base.scheduler.add_noise(x0, noise, t), t)
-        loss = F.mse_loss(prediction.float(), noise)
-        if not torch.isfinite(loss):
-            remove_lora(base, name)
-            raise StylenbError(
-                f"The loss is not finite at step {step}: try half the learning "
-                f"rate ({learning_rate / 2:g})."
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:  # warm-up, then a linear fall to a tenth
-            group["lr"] = learning_rate * min(1, (step + 1) / 20) * (1 - 0.9 * step / steps)
-        optimizer.step()
-        losses.append(loss.item())
-    for p in parameters:
-        p.requires_grad_(False)
-    return losses
 
 
 def save_lora(base: Base, path: str | Path, name: str = "style", about: dict | None = None) -> Path:

@@ -184,7 +184,8 @@ def test_public_names_are_found_on_first_use():
 def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, gradient):
     model = stylenb.load(tiny_folder, device="cpu")
     pictures = [gradient.resize((64, 64)).rotate(90 * i) for i in range(4)]
-    stylenb.train_lora(model, pictures, "mine", rank=2, steps=2, batch_size=2, progress=False)
+    settings = stylenb.Settings(rank=2, steps=2, batch_size=2, lpips_weight=0.0, style_weight=0.0)
+    stylenb.train_style(model, pictures, None, "mine", settings, progress=False)
     lora = stylenb.save_lora(model, tmp_path / "mine.safetensors", "mine")
     output = tmp_path / "out.png"
     command = ["stylize", photo, "--style", lora, "--output", output, "--base", tiny_folder]

@@ -1,15 +1,27 @@
 """Style transfer on a tiny random model: what seed, strength, style and fit do."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import stylenb
-from stylenb import StylenbError, open_photo, sample_photo, save_lora, stylize, train_lora
+from stylenb import (
+    StylenbError,
+    load_lora,
+    open_photo,
+    sample_photo,
+    save_lora,
+    stylize,
+    train_style,
+)
 from stylenb.inference import denoise
 from stylenb.photos import to_pictures, to_tensor
+from stylenb.training import Settings
+
+PLAIN = Settings(rank=2, steps=3, batch_size=2, lpips_weight=0.0, style_weight=0.0)
 
 STEPS = 4
 NOISY = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -31,7 +43,9 @@ def style(tiny, tmp_path_factory):
     """The file of a LoRA whose effect is plain to see."""
     own = own_unet(tiny)
     photos = [sample_photo(name, 64) for name in ("coffee", "rocket", "brick", "moon")]
-    train_lora(own, photos, rank=2, steps=4, batch_size=2, learning_rate=0.1, progress=False)
+    train_style(
+        own, photos, settings=replace(PLAIN, steps=4, learning_rate=0.1, warmup=0), progress=False
+    )
     return save_lora(own, tmp_path_factory.mktemp("style") / "some.safetensors")
 
 
@@ -147,6 +161,7 @@ def test_the_style_is_off_afterwards(base, photo, style):
 
 
 def test_the_style_is_off_after_an_error(base, photo, style):
+    load_lora(base, style)  # which looks at a prediction too
     before, whole = predict(base), base.predict_noise
 
     def out_of_memory(latents, timestep, embedding=None):
@@ -165,7 +180,7 @@ def test_a_photo_can_be_stylised_before_a_style_is_trained(base, photo, style):
     stylize(photo, style, steps=STEPS, base=base)
     photos = [photo.rotate(90 * i) for i in range(4)]
     before = predict(base)
-    train_lora(base, photos, "mine", rank=2, steps=3, batch_size=2, progress=False)
+    train_style(base, photos, name="mine", settings=PLAIN, progress=False)
     assert not torch.equal(predict(base), before)
 
 

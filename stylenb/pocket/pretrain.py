@@ -36,9 +36,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stylenb.base import DATA, autocast, autocast_dtype
-from stylenb.lora import spread_timesteps
 from stylenb.pocket import data
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
+from stylenb.training import spread_timesteps
 
 POCKET = DATA / "pocket-sd"
 RARE_TOKEN = "sks"
