@@ -1,4 +1,4 @@
-"""Every lesson, both editions, run from top to bottom under nbmake."""
+"""Every lesson, both editions, run from top to bottom under nbmake, with short trainings."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_notebook_runs(source, edition, tmp_path):
             *("--nbmake", "--nbmake-timeout=300", "--overwrite", str(copy)),
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "STYLENB_QUICK": "1"},
         capture_output=True,
         text=True,
     )
