@@ -106,9 +106,11 @@ def unit_features(net: lpips.LPIPS, images: torch.Tensor) -> list[torch.Tensor]:
     The scaling is LPIPS' own. The style loss needs it too: the squares of raw features span orders
     of magnitude, and the few largest would drown all others.
     """
-    import lpips
-
-    return [lpips.normalize_tensor(f) for f in net.net(net.scaling_layer(images))]
+    # The package's scaling has no gradient (NaN) where all features of a place are zero.
+    return [
+        f * (f.pow(2).sum(1, keepdim=True) + 1e-10).rsqrt()
+        for f in net.net(net.scaling_layer(images))
+    ]
 
 
 def lpips_from(net: lpips.LPIPS, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:

@@ -36,7 +36,9 @@ def psnr(a, b) -> float:
 @torch.no_grad()
 def lpips_distance(a, b) -> torch.Tensor:
     """LPIPS of pictures a and b (or lists of N): (N,), 0 for equal pictures, larger is further."""
-    return load_features().cpu()(to_tensor(a), to_tensor(b)).flatten()
+    net = load_features()  # wherever a training has put it
+    device = next(net.parameters()).device
+    return net(to_tensor(a).to(device), to_tensor(b).to(device)).flatten().cpu()
 
 
 @lru_cache(maxsize=1)

@@ -132,6 +132,22 @@ def test_one_pass_gives_both_losses_and_gradients(net, scenes):
     assert lpips.abs().max() < 1e-4  # nothing to change
 
 
+def test_places_without_any_feature_have_a_gradient(net):
+    class Dark(torch.nn.Module):  # as a layer of a ReLU network may be at a place
+        scaling_layer = torch.nn.Identity()
+
+        def net(self, images):
+            return [images.relu()]
+
+    images = -torch.ones(1, 3, 4, 4)
+    images[..., 0] = 0.5
+    images.requires_grad_()
+    (features,) = losses.unit_features(Dark(), images)
+    assert features[0, :, 0, 0].norm().item() == pytest.approx(1) and not features[..., 1:].any()
+    features.sum().backward()
+    assert images.grad.isfinite().all()
+
+
 def test_mixed_precision_does_not_reach_the_gram_matrices(scenes):
     looks = losses.PictureLosses(styled("poster", (50, 51)))
     expected = looks(scenes, scenes.flip(0))

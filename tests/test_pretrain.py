@@ -53,8 +53,9 @@ def test_the_folder_opens_in_diffusers_and_as_a_base(trained):
     base = load(folder, device="cpu")
     assert base.image_size == 128 and base.empty.shape == (1, 77, 128)
     weights = sorted(folder.rglob("*.safetensors"))
-    assert len(weights) == 3 and not list(folder.rglob("*.bin"))
+    assert len(weights) == 4 and not list(folder.rglob("*.bin"))  # the UNet in two parts
     for path in weights:
+        assert path.stat().st_size < 20e6
         kinds = {v.dtype for v in load_file(path).values() if v.is_floating_point()}
         assert kinds == {torch.float16}, path
 
@@ -105,24 +106,28 @@ def test_the_story_of_each_stage_is_kept(trained):
         assert told["hardware"] and isinstance(told["log"], list)
 
 
+def unet_weights(folder) -> dict:
+    parts = sorted((folder / "data/pocket-sd/unet").glob("*.safetensors"))
+    return {key: value for part in parts for key, value in load_file(part).items()}
+
+
 def test_a_stage_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(trained, tmp_path / "copy")
     keep_in(folder / "data", monkeypatch)
-    weights = folder / "data/pocket-sd/unet/diffusion_pytorch_model.safetensors"
-    before = load_file(weights)
+    before = unet_weights(folder)
     words = load(folder / "data/pocket-sd", device="cpu").tokenizer.get_vocab()
     run("text-unet", folder / "work", steps=4)
     said = capsys.readouterr().out
     assert "text-unet: going on from step 2" in said
     assert "drawing" not in said and "encoding" not in said  # both were kept
     assert json.loads((folder / "data/training.json").read_text())["text-unet"]["steps"] == 4
-    after = load_file(weights)
+    after = unet_weights(folder)
     assert any(not torch.equal(after[key], value) for key, value in before.items())
     # The embeddings that were learned are of these numbers: others would scramble them.
     assert load(folder / "data/pocket-sd", device="cpu").tokenizer.get_vocab() == words
     run("text-unet", folder / "work", steps=4)  # what is finished is only written again
     assert "going on from step 4" in capsys.readouterr().out
-    again = load_file(weights)
+    again = unet_weights(folder)
     assert all(torch.equal(again[key], value) for key, value in after.items())
 
 
