@@ -165,7 +165,7 @@ class PictureLosses:
         style distance (N,).
 
         The style distance is the squared distance of the Gram matrices over the squared length of
-        the target, averaged over layers, with the palette as one of them; 0 is the target itself.
+        the target; half of it is the mean over the layers, half the palette. 0 is the target.
         """
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
@@ -181,4 +181,5 @@ class PictureLosses:
             (one - target).pow(2).sum((1, 2)) / target.pow(2).sum()
             for one, target in zip(grams, self.targets, strict=True)
         ]
-        return torch.stack(distances).mean(0)
+        colours, *textures = distances  # as one of eight layers, the palette would be drowned
+        return (colours + torch.stack(textures).mean(0)) / 2

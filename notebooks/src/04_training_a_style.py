@@ -355,9 +355,10 @@ show.sheet(
 # loss** is the squared difference to the matrix of the style, over the squared size of that, so
 # that 0 is the style itself. It is averaged over the layers.
 #
-# One more layer is added in front, the **palette**: the plain colours, with a constant 1 beside
-# them, as if they were features. Their Gram matrix holds the mean colour (colour together with the
-# constant) and how the colours vary.
+# Beside the layers stands the **palette**: the plain colours, with a constant 1 beside them, as if
+# they were features. Their Gram matrix holds the mean colour (colour together with the constant)
+# and how the colours vary. As one layer among many it would be drowned, so it makes up half of the
+# loss.
 
 
 # %%
@@ -383,7 +384,8 @@ def style_loss(images):
         (one - target).pow(2).sum((1, 2)) / target.pow(2).sum()
         for one, target in zip(grams_of(images), targets)
     ]
-    return torch.stack(distances).mean(0)
+    colours, *textures = distances
+    return (colours + torch.stack(textures).mean(0)) / 2
 
 
 # %%
