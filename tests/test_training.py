@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import stylenb
 from stylenb import StylenbError, training
@@ -469,6 +470,8 @@ def test_the_first_loss_that_is_not_finite_stops_it(value, base, tmp_path, monke
     assert good and all(v.isfinite().all() for v in good.values())
     newest = sorted(tmp_path.glob("checkpoint*"))[-1]
     assert newest.name == "checkpoint-000003.safetensors"
+    kept = {k: v for k, v in load_file(newest).items() if k.startswith("weights/")}
+    assert same(good, {k.removeprefix("weights/unet."): v for k, v in kept.items()})
     monkeypatch.undo()
     stylenb.remove_lora(base, "mine")
     history = train(base, PLAIN, folder=tmp_path, checkpoint_every=3)  # it can go on from there
