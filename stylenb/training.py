@@ -122,8 +122,7 @@ def order_at(seed: int, count: int, first: int, length: int) -> torch.Tensor:
     for position in range(first, first + length):
         epoch = position // count
         if epoch not in epochs:
-            shuffle = torch.Generator().manual_seed(seed * 1_000_003 + 500_009 + epoch)
-            epochs[epoch] = torch.randperm(count, generator=shuffle)
+            epochs[epoch] = torch.randperm(count, generator=generator_at(seed, 500_009 + epoch))
     return torch.stack([epochs[p // count][p % count] for p in range(first, first + length)])
 
 
@@ -176,8 +175,7 @@ def train_style(
         raise StylenbError(
             f"A style needs at least 4 pictures, better 16; these are {len(style_pictures)}."
         )
-    separate = content_pictures is not None
-    content_pictures = list(content_pictures) if separate else list(style_pictures)
+    content_pictures = list(style_pictures if content_pictures is None else content_pictures)
     if not content_pictures:
         raise StylenbError("content_pictures is empty: give some, or leave it out.")
     base.drop_text_encoder()
@@ -483,7 +481,11 @@ class Checkpoints:
                     "give those again to go on with it, or another folder to start afresh."
                 )
             self._load_weights(
-                {k.removeprefix("weights/"): v for k, v in tensors.items() if "weights/" in k[:8]}
+                {
+                    k.removeprefix("weights/"): v
+                    for k, v in tensors.items()
+                    if k.startswith("weights/")
+                }
             )
             state: dict[int, dict] = {}
             for key, value in tensors.items():

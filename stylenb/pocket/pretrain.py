@@ -565,7 +565,7 @@ def style_pictures(style: str) -> list[Image.Image]:
     ]
 
 
-def content_pictures(size: int = data.SIZE) -> list[Image.Image]:
+def content_pictures() -> list[Image.Image]:
     """Sixteen pictures of anything that the LoRAs learn to redraw, in no style: scenes, crops of
     photographs and heaps of shapes, none of them among the style pictures."""
     kinds = ["scene"] * 8 + ["photo"] * 6 + ["shapes"] * 2
