@@ -160,7 +160,10 @@ def draw(strength, scale, seed):
 
 
 show.interactive(
-    draw, strength=(0.1, 1.0, 0.05, 0.6), scale=(0.0, 2.0, 0.1, 1.0), seed=(0, 9, 1, 0)
+    draw,
+    strength=(0.1, 1.0, 0.05, base.default_strength),
+    scale=(0.0, 2.0, 0.1, 1.0),
+    seed=(0, 9, 1, 0),
 )
 
 # %% [markdown]
@@ -201,7 +204,7 @@ from stylenb import to_tensor
 from stylenb.inference import denoise
 from stylenb.lora import load_lora, set_scale
 
-strength, steps = 0.6, base.default_steps
+strength, steps = base.default_strength, base.default_steps
 
 with torch.no_grad():
     images = to_tensor(photo)

@@ -70,7 +70,7 @@ show.sheet(
     pictures,
     names,
     title="Our four pictures",
-    alt="Two drawn landscapes, a village in snow and houses by a lake at night, and two "
+    alt="Two drawn landscapes, a village by a lake at dawn and houses by a lake at night, and two "
     "photographs, a cat's face and a cup of coffee.",
 )
 
@@ -502,9 +502,9 @@ print(f"stored with the model:              {stored:.4f}")
 
 # %% [markdown]
 # It depends on the pictures: those in hard-edged styles have larger latents than plain ones. So no
-# value is the true one. The stored number was measured on the training pictures, and is a convention
-# from then on: `base.encode` multiplies by it and `base.decode` divides by it. What if one of them
-# forgets?
+# value is the true one. The stored number was measured on the training pictures, and from then on
+# is a convention: `base.encode` multiplies by it and `base.decode` divides by it. What if one of
+# them forgets?
 
 # %%
 wrong = [

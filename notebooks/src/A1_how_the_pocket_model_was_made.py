@@ -507,9 +507,7 @@ record = Path(stylenb.__file__).parents[1] / "data" / "training.json"
 story = json.loads(record.read_text()) if record.exists() else {}
 for stage, facts in story.items():
     seen = facts["steps"] * facts["batch_size"]
-    print(
-        f"{stage:10s} {facts['steps']:7,} steps, {seen:10,} pictures seen, {facts['hours']:5.2f} h"
-    )
+    print(f"{stage:10s} {facts['steps']:7,} steps, {seen:9,} pictures or crops, {facts['hours']:.2f} h")
     print(f"{'':10s} on {facts['hardware']}: {facts['command']}")
 
 # %%
