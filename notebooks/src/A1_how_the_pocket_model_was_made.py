@@ -507,8 +507,8 @@ record = Path(stylenb.__file__).parents[1] / "data" / "training.json"
 story = json.loads(record.read_text()) if record.exists() else {}
 for stage, facts in story.items():
     seen = facts["steps"] * facts["batch_size"]
-    print(f"{stage:10s} {facts['steps']:7,} steps, {seen:9,} pictures or crops, {facts['hours']:.2f} h")
-    print(f"{'':10s} on {facts['hardware']}: {facts['command']}")
+    print(f"{stage:10s} {facts['steps']:7,} steps, {seen:9,} pictures or crops")
+    print(f"{'':10s} {facts['hours']:.2f} h on {facts['hardware']}: {facts['command']}")
 
 # %%
 curves = {"vae": ("psnr", "PSNR, dB"), "text-unet": ("mse", "error of the noise prediction")}
