@@ -23,6 +23,7 @@ class Exercise:
     mistakes: dict[Callable, str] = field(
         default_factory=dict
     )  # wrong version -> what to say to it
+    also: Callable | None = None  # torch.Generator -> a list of trials that must not be left out
 
 
 def check(name: str, answer: Callable) -> Callable:
@@ -34,6 +35,7 @@ def check(name: str, answer: Callable) -> Callable:
     exercise = EXERCISES[name]
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     trials = [exercise.inputs(generator) for _ in range(4)]
+    trials += exercise.also(generator) if exercise.also else []
     try:
         results = [answer(*_copies(trial)) for trial in trials]
     except NotImplementedError:
@@ -57,11 +59,10 @@ def check(name: str, answer: Callable) -> Callable:
             return _refuse(
                 name, f"the result has shape {_shape(result)}, expected {_shape(right)}.", exercise
             )
-    return _refuse(
-        name,
-        f"for one input it gives {_first(results[0])}, expected {_first(expected[0])}.",
-        exercise,
-    )
+    for result, right in zip(results, expected, strict=True):
+        if not _same([result], [right]):
+            break
+    return _refuse(name, _largest_difference(result, right), exercise)
 
 
 def _refuse(name: str, advice: str, exercise: Exercise) -> Callable:
@@ -79,11 +80,10 @@ def _shape(value) -> tuple | str:
     return () if isinstance(value, (int, float)) else type(value).__name__
 
 
-def _first(value) -> str:
-    number = (
-        float(value.flatten()[0]) if isinstance(value, torch.Tensor) and value.numel() else value
-    )
-    return f"{number:.4g}" if isinstance(number, (int, float)) else repr(value)
+def _largest_difference(result, right) -> str:
+    a, b = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in (result, right))
+    where = (a - b).abs().argmax()
+    return f"for one input it gives {a[where].item():.4g}, expected {b[where].item():.4g}."
 
 
 def _same(results: list, expected: list) -> bool:
@@ -172,26 +172,29 @@ def noisy(x: torch.Tensor, noise: torch.Tensor, amount: float) -> torch.Tensor:
 # --- 02 noise and the UNet
 
 
-def _kept(scheduler, timestep) -> torch.Tensor:
-    """What is kept of the variance at timesteps (N,), as (N,1,1,1)."""
-    return scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+def _kept(scheduler, timestep, device="cpu") -> torch.Tensor:
+    """What is kept of the variance at timesteps (N,) or one, as (N,1,1,1).
+
+    diffusers' add_noise leaves the table on the device of the latents that it was given last.
+    """
+    return scheduler.alphas_cumprod.to(device)[timestep].view(-1, 1, 1, 1)
 
 
 def add_noise(scheduler, latents, noise, timestep) -> torch.Tensor:
-    """Latents (N,4,h,w) under the noise that the schedule has at each timestep (N,)."""
-    kept = _kept(scheduler, timestep)
+    """Latents (N,4,h,w) under the noise that the schedule has at each timestep (N,) or at one."""
+    kept = _kept(scheduler, timestep, latents.device)
     return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
 
 
 def snr(scheduler, timestep) -> torch.Tensor:
     """The picture's variance over the noise's at timesteps (N,)."""
-    kept = scheduler.alphas_cumprod[timestep]
+    kept = scheduler.alphas_cumprod.to(timestep.device)[timestep]
     return kept / (1 - kept)
 
 
 def estimate_x0(scheduler, noisy, noise, timestep) -> torch.Tensor:
     """The latents that ``add_noise`` was given, from what it returned and the noise."""
-    kept = _kept(scheduler, timestep)
+    kept = _kept(scheduler, timestep, noisy.device)
     return (noisy - (1 - kept) ** 0.5 * noise) / kept**0.5
 
 
@@ -228,6 +231,16 @@ def _ddim_inputs(generator):
     return scheduler, a, b, timestep, timestep - _sizes(generator, 10, 40, 1)[0]
 
 
+def _with_one_timestep(inputs: Callable) -> Callable:
+    """A trial as ``inputs`` makes it, but with one timestep, a whole number, for all latents."""
+
+    def trials(generator):
+        scheduler, a, b, *timesteps = inputs(generator)
+        return [(scheduler, a, b, *(int(timestep[0]) for timestep in timesteps))]
+
+    return trials
+
+
 def _guided_inputs(generator):
     _, a, b, _ = _scheduled_inputs(generator)
     return a, b, 1.5 + 6 * float(torch.rand(1, generator=generator))
@@ -262,6 +275,16 @@ def _convert_inputs(generator):
     source, target = torch.randperm(3, generator=generator)[:2].tolist()
     programs = "course", "peft", "kohya"
     return 8 * _alpha(generator), _sizes(generator, 2, 17, 1)[0], programs[source], programs[target]
+
+
+def _convert_between_all(generator):
+    programs = "course", "peft", "kohya"
+    return [
+        (8 * _alpha(generator), 4, source, target)
+        for source in programs
+        for target in programs
+        if source != target
+    ]
 
 
 def lora_parameters(shapes, rank: int) -> int:
@@ -553,6 +576,7 @@ EXERCISES = {
             ): "The formula is right, but kept runs along the width of the latents instead of "
             "along the batch: it needs the shape (N, 1, 1, 1), which kept_at gives.",
         },
+        also=_with_one_timestep(_scheduled_inputs),
     ),
     "snr": Exercise(
         snr,
@@ -609,6 +633,7 @@ EXERCISES = {
             ): "The formula is right, but kept runs along the width of the latents instead of "
             "along the batch: it needs the shape (N, 1, 1, 1), which kept_at gives.",
         },
+        also=_with_one_timestep(_scheduled_inputs),
     ),
     "ddim_step": Exercise(
         ddim_step,
@@ -630,7 +655,15 @@ EXERCISES = {
             lambda s, x, n, t, p: (
                 _kept(s, p) ** 0.5 * estimate_x0(s, x, n, t)
             ): "The noise of `previous` is missing: the next guess will look for it.",
+            lambda s, x, n, t, p: (
+                s.alphas_cumprod[p] ** 0.5
+                * (x - (1 - s.alphas_cumprod[t]) ** 0.5 * n)
+                / s.alphas_cumprod[t] ** 0.5
+                + (1 - s.alphas_cumprod[p]) ** 0.5 * n
+            ): "The formula is right, but with several timesteps kept needs the shape "
+            "(N, 1, 1, 1), which kept_at gives; or call estimate_x0 and add_noise.",
         },
+        also=_with_one_timestep(_ddim_inputs),
     ),
     "guided": Exercise(
         guided,
@@ -682,7 +715,12 @@ EXERCISES = {
             lambda n, s: round(
                 1000 * s
             ): "That is about the timestep itself; asked for is its place in the list.",
+            lambda n, s: (
+                n - round(n * s)
+            ): "Nearly: at a very low strength nothing is left to run. Take at least one step, "
+            "max(1, ...).",
         },
+        also=lambda generator: [(20, 0.01)],
     ),
     "lora_forward": Exercise(
         lora_forward,
@@ -718,7 +756,14 @@ EXERCISES = {
             ): "First make it the course's alpha, which depends on where the number comes from.",
             lambda v, r, s, t: v / r: "It depends on source and target whether to divide.",
             lambda v, r, s, t: v * r: "It depends on source and target whether to multiply.",
+            lambda v, r, s, t: (
+                v / r if t == "course" else v * r
+            ): "Between peft and kohya the number stays as it is: both divide by the rank.",
+            lambda v, r, s, t: (
+                v * r if s == "course" else v / r
+            ): "Between peft and kohya the number stays as it is: both divide by the rank.",
         },
+        also=_convert_between_all,
     ),
     "lora_parameters": Exercise(
         lora_parameters,

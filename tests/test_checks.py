@@ -44,11 +44,35 @@ def test_other_wrong_answers_say_what_differs(capsys):
         (lambda a, b, t: a[0], "shape"),
         (lambda a, b, t: "a", "shape str"),
         (lambda a, b, t: a * 3, "expected"),
+        (lambda a, b, t: a * float("nan"), "gives nan, expected"),
         (lambda a, b, t: a.nothing, "AttributeError"),
         (lambda a, b: a, "TypeError"),
     ):
         assert check("mix", answer) is reference
         assert said in capsys.readouterr().out
+
+
+def test_what_is_said_is_of_an_input_that_differs(capsys):
+    reference = EXERCISES["convert_alpha"].reference
+
+    def answer(*arguments):
+        return -1.0 if arguments[2:] == ("kohya", "peft") else reference(*arguments)
+
+    assert check("convert_alpha", answer) is reference
+    assert "gives -1, expected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["add_noise", "estimate_x0", "ddim_step"])
+def test_one_timestep_for_all_latents_is_tried_too(name, capsys):
+    reference = EXERCISES[name].reference
+
+    def answer(scheduler, latents, noise, *timesteps):
+        for timestep in timesteps:
+            _ = scheduler.alphas_cumprod[timestep][:, None, None, None]  # a batch of them only
+        return reference(scheduler, latents, noise, *timesteps)
+
+    assert check(name, answer) is reference
+    assert "IndexError" in capsys.readouterr().out
 
 
 def test_an_answer_that_writes_on_its_input_does_no_harm(capsys):

@@ -90,7 +90,8 @@ show.sheet(
 #
 # $$\bar\alpha_t = (1 - \beta_0)(1 - \beta_1) \cdots (1 - \beta_t)$$
 #
-# Stable Diffusion's betas come from two numbers:
+# Stable Diffusion's betas are fixed by two numbers, the first beta and the last. In between, their
+# square roots are evenly spaced:
 
 # %%
 config = base.scheduler.config
@@ -99,7 +100,7 @@ betas = torch.linspace(first**0.5, last**0.5, count) ** 2
 kept = (1 - betas).cumprod(0)
 
 print(f"beta from {first} to {last} in {count} steps")
-difference = (kept - base.scheduler.alphas_cumprod).abs().max()
+difference = (kept - base.scheduler.alphas_cumprod.cpu()).abs().max()
 print(f"largest difference from the base's own table: {difference:.0e}")
 for t in (0, 100, 250, 500, 750, 999):
     print(
@@ -312,9 +313,9 @@ show.sheet(
 # The guess is scored by its mean squared error. Guessing 0 everywhere would score 1, since noise
 # has a variance of 1.
 #
-# To know what a score is worth we need a simple rule to compare it with. Here is the best one that
-# only multiplies: most of what is large in the latents is noise, so answer *weight of the noise ×
-# noisy latents*. It knows nothing of pictures.
+# To know what a score is worth we need a simple rule to compare it with. Of all rules that only
+# multiply the noisy latents by one number, the best takes the weight of the noise for it. It knows
+# nothing of pictures.
 #
 # **Predict:** is it easier to name the noise when there is little of it, or a lot?
 
@@ -333,7 +334,7 @@ figure = show.figure(
     2.6,
     "Error of the guess, by timestep",
     alt="Two curves that fall with the timestep, on a logarithmic scale: the simple rule above, "
-    "the UNet below it, until they meet at the end of the schedule.",
+    "the UNet below it, close together at the end of the schedule.",
 )
 axes = figure.subplots()
 axes.semilogy(levels, by_rule, "o-", markersize=3, label="simple rule", color="#888888")
@@ -345,11 +346,11 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# **What it means.** A lot of noise is easy to name: at t = 999 the latents *are* the noise, and a
-# rule that knows nothing does as well as the UNet, or better. A little noise is hard, as it has to
-# be told from fine detail. What the UNet knows about pictures is the gap between the curves. So a
-# low error is no merit by itself, and in training, where t is drawn at random, the loss jumps about
-# for no other reason than t. Lesson 04 has to deal with that.
+# **What it means.** A lot of noise is easy to name: at t = 999 the latents are hardly anything
+# else, and even a rule that knows nothing of pictures is nearly right. A little noise is hard, as
+# it has to be told from fine detail. What the UNet knows about pictures is the gap between the
+# curves. So a low error is no merit by itself. And in training, where t is drawn at random, the
+# loss jumps up and down with t. Lesson 04 has to deal with that.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -426,8 +427,8 @@ show.sheet(
 )
 
 # %% [markdown]
-# **What it means.** One step recovers what the noise has left, and where the noise has wiped out
-# the rest, it answers with haze. That is no fault: many pictures would fit what can still be seen,
+# **What it means.** One step recovers what can still be made out under the noise. In the place of
+# what is wiped out, it puts haze. That is no fault: many pictures would fit what can still be seen,
 # and the answer with the smallest squared error is their *average*. An average of many pictures is
 # blurred.
 #
@@ -442,7 +443,7 @@ for t in times[1:]:
     error_noise = float((guesses[t] - noise).pow(2).mean() ** 0.5)
     error_picture = float((estimates[t] - latents).pow(2).mean() ** 0.5)
     print(
-        f"t = {t:3d}: error of the noise {error_noise:.3f} x gain {gain:5.2f} = "
+        f"t = {t:3d}: error of the noise {error_noise:.3f} × gain {gain:5.2f} = "
         f"{error_noise * gain:.3f}   error of the picture {error_picture:.3f}"
     )
 
@@ -478,9 +479,9 @@ show.interactive(draw, timestep=(0, 999, 1, 300), seed=(0, 9, 1, 0))
 # %% [markdown]
 # ## 4. The loop
 #
-# One jump from t = 999 ends in haze. But the haze knows something: sky above, ground below. So do
-# not jump all the way. Go back a *little*, to somewhat less noise, where slightly more can be seen,
-# and guess again.
+# One jump from t = 999 ends in haze. But even haze is right about something, such as where it is
+# light and where dark. So do not jump all the way. Go back a *little*, to somewhat less noise,
+# where slightly more can be seen, and guess again.
 #
 # One step of **DDIM** (Song et al. 2021, https://arxiv.org/abs/2010.02502):
 #
@@ -493,13 +494,19 @@ show.interactive(draw, timestep=(0, 999, 1, 300), seed=(0, 9, 1, 0))
 
 # %% tags=["exercise"]
 def ddim_step(scheduler, noisy, noise, timestep, previous):
-    """Noisy latents at `timestep`, the guess of their noise -> noisy latents at `previous`."""
+    """Noisy latents at `timestep`, the guess of their noise -> noisy latents at `previous`.
+
+    timestep and previous: (N,) or one.
+    """
     return ...  # your code
 
 
 # %% tags=["solution"]
 def ddim_step(scheduler, noisy, noise, timestep, previous):
-    """Noisy latents at `timestep`, the guess of their noise -> noisy latents at `previous`."""
+    """Noisy latents at `timestep`, the guess of their noise -> noisy latents at `previous`.
+
+    timestep and previous: (N,) or one.
+    """
     clean = estimate_x0(scheduler, noisy, noise, timestep)
     return add_noise(scheduler, clean, noise, previous)
 
@@ -634,8 +641,8 @@ for n in counts:
 # - *Why does the last timestep lead to 0 and not to "no noise"?* SD v1.5's schedule has it so
 #   (`set_alpha_to_one=False`), and t = 0 has next to none. `steps_offset=1` is why the list ends at
 #   1 and not at 0.
-# - *Is beginning at 958 instead of 999 a mistake too?* A small one, and well known (Lin et al.
-#   2023, https://arxiv.org/abs/2305.08891). The course keeps what Stable Diffusion does.
+# - *Is it a mistake to begin below 999, then?* A small one with enough steps, and well known (Lin
+#   et al. 2023, https://arxiv.org/abs/2305.08891). The course keeps what Stable Diffusion does.
 
 # %% [markdown]
 # ## 5. Three inputs, and what a mistake in each looks like
@@ -648,8 +655,11 @@ for n in counts:
 
 # %%
 sizes = [0.85, 0.95, 1, 1.05, 1.15]
+results = sample(torch.cat([factor * one for factor in sizes]), timesteps)[-1]
+for factor, result in zip(sizes, results):
+    print(f"noise × {factor:<4}: latents with a spread of {result.std():.2f} come out")
 show.sheet(
-    look(sample(torch.cat([factor * one for factor in sizes]), timesteps)[-1]),
+    look(results),
     [f"noise × {factor}" for factor in sizes],
     width=1.3,
     title="The first noise in the wrong size",
@@ -658,9 +668,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# Too small, and there is too little for the model to make things of: flat and empty. Too large, and
-# it makes too much of everything. A few per cent can be seen. This is how a wrong scaling factor
-# (lesson 01) takes its effect.
+# Too small, and there is too little for the model to make things of: the picture turns flat and
+# empty. Too large, and it makes too much of everything. The loop does not put it right on the way,
+# as every step builds on the one before. This is how a wrong scaling factor (lesson 01) does harm.
 #
 # ### The timestep
 # The UNet could in principle see for itself how much noise there is, but it has been told all its
@@ -715,8 +725,7 @@ show.sheet(
 )
 
 # %% [markdown]
-# Told of *more* noise than there is, it leaves noise behind. Most people expect the opposite. Look
-# at the size of the guess:
+# Told of *more* noise than there is, it leaves noise behind. The size of the guess shows why:
 
 # %%
 x = add_noise(base.scheduler, latents, noise, 400)
@@ -724,11 +733,12 @@ for t in (300, 400, 500):
     print(f"noise of t = 400, told {t}: the guess has a spread of {predict(x, t).std():.2f}")
 
 # %% [markdown]
-# **What it means.** Told of a lot of noise, the UNet finds less than it expects, concludes that the
-# noise must have come out small this time, and answers with smaller numbers. Too little is taken
-# away, and speckles stay. Told of little, it takes part of the noise for picture and builds on it,
-# so that light and dark are overdone. If your own loop gives one or the other, look at the
-# timesteps first: a list shifted by one entry is enough.
+# **What it means.** Solved for the noise, our formula is *noise = (noisy − a × picture) / b*, and
+# the timestep is how the UNet knows b. Told of a larger b than the true one, it answers with
+# smaller numbers: too little is taken away, and speckles stay. Told of a smaller one, it answers
+# with larger numbers: more is taken away than was put on, and light and dark are overdone. If your
+# own loop gives one or the other, look at the timesteps first: a list shifted by one entry is
+# enough.
 #
 # ### The condition
 # The third input is a text, turned into numbers by the text encoder. Always 77 places, whatever the
@@ -763,10 +773,10 @@ show.sheet(
 )
 
 # %% [markdown]
-# The words steer; the noise decides the rest. The pocket model knows the words of its captions,
-# landscapes and seven manners of drawing them, and nothing else: it has never seen a violin, so
-# that word changes the picture in some way that means nothing. (Stable Diffusion v1.5 does know
-# violins.)
+# The words steer; the noise decides the rest. The pocket model knows the words of its captions and
+# no others: landscapes above all, a few things such as a cat and a cup, and seven manners of
+# drawing them. It has never seen a violin, so that word changes the picture in some way that means
+# nothing. (Stable Diffusion v1.5 does know violins.)
 #
 # How much is a *true* text worth in naming the noise, and how much harm does a wrong one do? Four
 # texts for each of the eight scenes: none, its own caption, the caption of another scene, and its
@@ -791,12 +801,12 @@ for t in (300, 600, 900):
         print(f"    {name:18s} {change:+6.1%}, better for {better} of {len(scenes)}")
 
 # %% [markdown]
-# **What it means.** A true text takes a little off the error. One that is wrong in what it names
-# gains less or does harm (though even that one says rightly that this is a photo). One that is
-# wrong in the manner does the most harm, for the UNet then looks for strokes where there are none.
-# So a text can spoil more than it can give: nearly all that the UNet needs to know, it takes from
-# the noisy latents themselves, and a redrawn photo never starts with nothing to be seen. Keep this
-# in mind for the next section.
+# **What it means.** A true text should take a little off the error. One that names the wrong things
+# should gain less or do harm, though even that one says rightly that this is a photo. And one with
+# the wrong manner makes the UNet look for strokes where there are none. Compare: what is the most
+# that a text gains, and the most that it spoils? What the UNet needs to know, it takes above all
+# from the noisy latents themselves, and a photo that is redrawn can nearly always still be made out
+# in them. Keep this in mind for the next section.
 
 # %% [markdown]
 # ## 6. The empty prompt
@@ -846,20 +856,18 @@ show.sheet(
 # taught.
 #
 # **And why does the course need no other prompt?** We redraw a photo that is there. *What* is in
-# it, the noisy latents show, as we have just measured. *How* it is to be drawn, the
-# style's LoRA says, because it is trained on one style and with `""`. Nothing is left for words to
-# say. So:
+# it, the noisy latents show, as we have just measured. *How* it is to be drawn, the style's LoRA
+# says, because it is trained on one style and with `""`. Nothing is left for words to say. So:
 #
 # - nobody has to caption pictures for training, and no caption can be wrong,
-# - `""` is embedded once, and then the text encoder can go, `base.drop_text_encoder()`:
+# - each step needs one guess instead of two, which is the next section,
+# - `""` is embedded once, and then the text encoder can go (`base.drop_text_encoder()` does that).
+#   How large is what goes, and what is kept in its place?
 
 # %%
 for name in ("unet", "vae", "text_encoder"):
     print(f"{name:12s} {sum(p.numel() for p in getattr(base, name).parameters()):>13,} parameters")
 print(f"{'base.empty':12s} {base.empty.numel():>13,} numbers, kept in its place")
-
-# %% [markdown]
-# - and each step needs one guess instead of two, which is the next section.
 
 # %% [markdown]
 # ## 7. Guidance, and what it costs
@@ -876,13 +884,13 @@ print(f"{'base.empty':12s} {base.empty.numel():>13,} numbers, kept in its place"
 
 # %% tags=["exercise"]
 def guided(without, with_prompt, scale):
-    """Two guesses of the noise (N, 4, h, w) and a number -> the guess to use."""
+    """Two guesses of the noise (N, 4, h, w), a number or (N, 1, 1, 1) -> the guess to use."""
     return ...  # your code
 
 
 # %% tags=["solution"]
 def guided(without, with_prompt, scale):
-    """Two guesses of the noise (N, 4, h, w) and a number -> the guess to use."""
+    """Two guesses of the noise (N, 4, h, w), a number or (N, 1, 1, 1) -> the guess to use."""
     return without + scale * (with_prompt - without)
 
 
@@ -912,7 +920,7 @@ def with_guidance(embedding, scale):
 
 
 prompt = base.embed(prompts[2])
-scales = torch.tensor([0, 1, 2, 4, 8])  # each picture of the batch gets its own
+scales = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])  # each picture of the batch gets its own
 guess = with_guidance(prompt, scales.view(-1, 1, 1, 1))
 show.sheet(
     [
@@ -920,7 +928,7 @@ show.sheet(
         for x in start[:2]
         for picture in look(sample(x.repeat(len(scales), 1, 1, 1), timesteps, guess)[-1])
     ],
-    [f"scale {scale}" for scale in scales.tolist()],
+    [f"scale {scale:g}" for scale in scales.tolist()],
     columns=len(scales),
     width=1.2,
     title=prompts[2],
@@ -940,9 +948,9 @@ b = guided(a, predict(start, 500, base.empty), 7.5)
 print(f'largest change by guidance with the prompt "": {(a - b).abs().max():.0e}')
 
 # %% [markdown]
-# Nothing: there is no difference to go along. So without a prompt guidance is no loss, and the
-# second call of the UNet may be left out. What is it worth? Both guesses can be made one after the
-# other, or as one batch of two.
+# None: both guesses are the same, so there is no difference to go along. Without a prompt nothing
+# is lost by leaving guidance out, and with it the second call of the UNet. What does that save?
+# Both guesses can be made one after the other, or as one batch of two.
 
 # %%
 short = timesteps[:5]
@@ -973,9 +981,9 @@ for name in ways:
 # %% [markdown]
 # **What it means.** The numbers are the time of a step, with that without guidance as 1. Two calls
 # cost twice as much, for hardly anything else is done in a step. A batch of two saves something
-# where one picture alone does not keep the machine busy, and needs the memory for two. Every
-# picture of this course is made without guidance, and so at about half the price. The same holds
-# for training, which has no need of guidance at all.
+# where one picture alone does not keep the machine busy, and needs the memory for two. The course
+# restyles pictures without guidance, and so at about half the price. Training has no use for
+# guidance in any case.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -995,8 +1003,9 @@ for name in ways:
 # https://arxiv.org/abs/2108.01073). **Strength** is how far up: the share of the steps that is run.
 #
 # ### Exercise 6: where to start
-# Lesson 00 counted how many steps are run, to the nearest whole number. Give the *index* in the
-# list of timesteps at which to start, so that just so many are left. With strength 1 that is 0.
+# Lesson 00 counted how many steps are run, to the nearest whole number. At least one always is.
+# Give the *index* in the list of timesteps at which to start, so that just so many are left. With
+# strength 1 that is 0.
 
 
 # %% tags=["exercise"]
@@ -1019,8 +1028,8 @@ start_index = checks.check("start_index", start_index)
 # skipped?</details>
 # <details><summary>Hint 2</summary>If the first n entries of a list are skipped, the next one has
 # index n.</details>
-# <details><summary>Hint 3</summary><code>steps</code> minus what lesson 00's
-# <code>steps_run</code> gave.</details>
+# <details><summary>Hint 3</summary>Run are <code>max(1, round(steps * strength))</code>; skipped
+# are the others.</details>
 
 
 # %%
@@ -1078,8 +1087,8 @@ show.sheet(
 )
 
 # %% [markdown]
-# ### How much is left, honestly?
-# The latents are a small grid, and each number in it stands for a patch of 8 × 8 pixels. Let us
+# ### How much is left?
+# The latents are a small grid, and each place in it stands for a patch of 8 × 8 pixels. Let us
 # measure how far noisy latents still agree with the clean ones: 1 is the same, 0 is unrelated. Once
 # for single places, and once after averaging over blocks, which is how large things are seen.
 
@@ -1142,11 +1151,11 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# **What it means.** The redrawn picture agrees with the original *better* than the noisy start did:
-# what has survived is cleared of noise and made use of. What has not survived is made up, and no
-# curve shows that; look at the pictures. Even at strength 1 the dashed line need not be reached.
-# The schedule does not end in pure noise (section 1), and the little that remains, taken over large
-# areas, is enough to guess the tones from.
+# **What it means.** Where the noise is strong, the redrawn picture should agree with the original
+# *better* than the noisy start did: what has survived is cleared of noise and made use of. What has
+# not survived is made up, and no curve shows that; look at the pictures. Even at strength 1 the
+# dashed line need not be reached. The schedule does not end in pure noise (section 1), and the
+# little that remains, taken over large areas, may be enough to guess the tones from.
 #
 # No strength is the right one. There is only a range between "the style has no room" and "the photo
 # is gone". Lesson 07 measures that trade in full, with styles at work.

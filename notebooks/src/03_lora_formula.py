@@ -15,7 +15,7 @@
 # **After this lesson you can**
 #
 # - write $W' = W + \alpha A B$ for one matrix, as a layer, and for every attention layer of a UNet,
-# - show that it changes nothing at the start, and that it equals peft's,
+# - show that it changes nothing at the start, and that it equals the LoRA of peft, the library,
 # - tell which of A and B is which in other people's code, and convert their alpha,
 # - count parameters and file size for any rank, and check a claim about them,
 # - see how low the rank of a trained style is,
@@ -114,7 +114,7 @@ print(f"{A.numel() + B.numel()} numbers stand for {update.numel()}: ", end="")
 print(f"{(A.numel() + B.numel()) / update.numel():.1%}")
 
 # %% [markdown]
-# Numbers that few cannot be free. What is the price?
+# So few numbers cannot say everything that a whole matrix can. What is the price?
 
 # %%
 ranks = [1, 2, 4, 24]
@@ -332,6 +332,8 @@ del ours, theirs, added, modules  # copies of a large UNet are large
 # | peft | a row, W stored turned | (out, in) | `lora_alpha / r * lora_B @ lora_A` | as the paper |
 # | kohya's files | as peft | (out, in) | `alpha / dim * lora_up @ lora_down` | dim is the rank |
 #
+# (kohya is the author of a trainer that is much used; many programs read its file format.)
+#
 # In all four, **A (down) is what the data meet first**: from in to r. **B (up)** comes second, from
 # r to out, and starts at zero. Only the order on paper differs: rows read from left to right,
 # columns from right to left, as $(AB)^\top = B^\top A^\top$.
@@ -409,9 +411,9 @@ for r in (1, 4, 16, 64):
 # %% [markdown]
 # **What it means.** At a fixed α, a LoRA of 16 times the rank learns about 16 times as fast in the
 # first step: more rows of B move, each as far. Dividing by the rank evens that out, so that one
-# learning rate does for all ranks. Neither way is wrong. In the course, where α is the number that
-# counts, **rank and learning rate belong together**: whoever compares ranks at one α and one
-# learning rate compares learning rates (lesson 04).
+# learning rate does for all ranks, or nearly. Neither way is wrong. In the course, where α is the
+# number that counts, **rank and learning rate belong together**: whoever compares ranks at one α
+# and one learning rate compares learning rates (lesson 04).
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -426,7 +428,8 @@ for r in (1, 4, 16, 64):
 # ## 4. How many parameters, how large a file?
 #
 # ### Exercise 3: count them
-# The shapes of all weights that get a LoRA, as torch stores them, and a rank.
+# Given are the shapes of all weights that get a LoRA, as torch stores them, and a rank. How many
+# numbers do all A and B have together?
 
 
 # %% tags=["exercise"]
@@ -475,8 +478,8 @@ for r in (1, 2, 4, 8, 16, 32, 64):
     print(f"{4 * there / 1e6:7.2f} MB  {2 * there / 1e6:7.2f} MB")
 
 # %% [markdown]
-# A number takes 4 bytes in float32 and 2 in float16. Names and metadata come on top, a few
-# kilobytes.
+# A number takes 4 bytes in float32 and 2 in float16. Names and metadata come on top, some tens of
+# kilobytes at most.
 #
 # Now some statements that go round in tutorials. Do they hold?
 
@@ -571,7 +574,9 @@ print(f"{first}: rank {rank}, alpha {alpha}, {len(trained)} projections")
 print(f"counted {lora_parameters(shapes, rank):,} parameters, the file has {size:,} bytes")
 
 # %% [markdown]
-# How much has training changed? The size of a matrix is the root of the sum of its squares.
+# How much has training changed? The size of a matrix is the root of the sum of its squares. We
+# print the size of the update as a share of that of $W$. **Predict:** which of the eight kinds of
+# projection has moved most?
 
 # %%
 relative = {}
@@ -670,7 +675,7 @@ figure = show.figure(
     f"{first}: energy of the first k singular values",
     alt=f"Share of energy against k, up to {rank}. The updates of all projections climb to 100 % "
     f"at k = {rank}; their mean has {float(energies.mean(0)[1]):.0%} at k = 1. The curves of W "
-    "itself and of random numbers stay far below.",
+    "itself and of random numbers stay below.",
 )
 axes = figure.subplots()
 axes.plot(energies.T.numpy(), color="#4f7cac", alpha=0.15)
@@ -752,7 +757,8 @@ print(f"hard to tell from it (30 dB) from rank {enough} on, of {rank}")
 # - *Is the energy the importance?* No. A small singular value can sit where the picture is
 #   sensitive. That is why we look at pictures as well.
 # - *Why are the two curves of random numbers and W so low?* A random matrix has no favourite
-#   direction, so k of n singular values hold little more than k / n of the energy.
+#   direction, so the first k of n singular values hold only a few times k / n of the energy. W
+#   began as random numbers, and training has not made it low.
 
 # %% [markdown]
 # ## 6. Merge and unmerge
@@ -944,10 +950,10 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# **What it means.** Near 0 the knob works much as one would hope. Far out, the layers between the
-# projections bend the line, and beyond 1 the model is where training has never been: some styles
-# stay good up to 1.5, others fall apart. A negative scale is not the opposite of a style. It moves
-# the weights the other way, and what pictures that makes, nobody has trained.
+# **What it means.** Near 0 the effect grows in proportion to the scale. Far out, the layers between
+# the projections bend the line, and beyond 1 the model is where training has never been. How far a
+# style stays good differs from one to the next; look at yours. A negative scale is not the opposite
+# of a style. It moves the weights the other way, and what pictures that makes, nobody has trained.
 #
 # Strength and scale together, with sliders. (On a page that only shows the notebook, you see the
 # picture but no sliders.)
@@ -1168,11 +1174,11 @@ for k in (1, 4, 16, 64, min(W.shape)):
 # - r × (in + out) numbers for each layer: far fewer than W has, and fewer than many people say.
 # - Merged and detour are equal but for rounding. Unmerging by subtraction is not exact; a copy is.
 # - Updates add exactly. As and Bs do not.
-# - It is a volume knob around 1, not a dial of opposites.
+# - The scale is a volume knob. A negative one does not give the opposite of a style.
 #
 # ## If you want more
-# - Load `trained` cut down to the rank that was enough, and save it as a LoRA of that rank. By how
-#   much is the file smaller?
+# - Cut the updates in `trained` down to the rank that was enough, and save them as a LoRA of that
+#   rank. By how much is the file smaller?
 # - In section 5, compare the singular values of `attn1` and `attn2`. The prompt is always "" here:
 #   how many different rows do `attn2.to_k` and `attn2.to_v` ever see?
 # - Give `LoRALinear` a second pair, so that one layer carries two LoRAs with a volume each. How

@@ -33,8 +33,8 @@
 # rank: 6. Accumulation: 5. Stop and resume: 7. Recap: 2.
 #
 # Short of time? End after section 6, which is the core, and give the rest as homework. **Let
-# everybody start *Run all* when section 4 begins**, and talk about the loop while the long runs
-# compute; the cells that they have solved are done by then.
+# everybody choose *Run all below* when section 4 begins**, and talk about the loop while the long
+# runs compute. What is not solved yet goes on with the reference, and can be solved later.
 #
 # Write the five names on the board at the start, one below the other: *encode, add noise, predict,
 # compare, update*. Every cell up to section 5 belongs to one of them. Ask which.
@@ -68,8 +68,8 @@ found
 
 # %% [markdown]
 # These 16 pictures are all that the base will ever see of the style. It is a **held-out** one: the
-# UNet was trained on seven styles, and this was not among them. `read_folder` opens every picture
-# of a folder at the base's size, and says what it skipped.
+# pocket UNet was trained on seven styles, and this was not among them. `read_folder` opens every
+# picture of a folder at the base's size, and says what it skipped.
 #
 # Beside them we need pictures of anything, in no style: the **content**. Twelve drawn scenes and
 # four photographs. Their work comes in step 4.
@@ -86,7 +86,7 @@ show.sheet(
     width=0.85,
     title=f"Some of the pictures in the style {style}, and some of the content",
     alt=f"Eight pictures in the style {style}, all in its manner and of different scenes; then "
-    "eight drawn landscapes and four photographs in natural colours.",
+    "eight drawn landscapes and four photographs in no style.",
 )
 
 # %% [markdown]
@@ -195,7 +195,7 @@ print(f"L2: ours {ours:.6f}, the library's {theirs:.6f}")
 # %% [markdown]
 # What L2 does *not* say: what to do with a photo. When you stylise, the UNet is given a noised
 # **photo**, whose colours and shapes still shine through. L2 has only ever shown it noised pictures
-# that were in the style before. So we want to show it noised content as well, look at the picture
+# that were in the style already. So we want to show it noised content as well, look at the picture
 # that comes out, and ask two things: is it still this content? Is it in the style?
 #
 # ### From noise to a picture
@@ -352,8 +352,8 @@ show.sheet(
 
 # %% [markdown]
 # The estimate's matrix is much like the content's: so far nothing draws in the style. The **style
-# loss** is the squared difference to the matrix of the style, over the squared size of that, so
-# that 0 is the style itself. It is averaged over the layers.
+# loss** is the squared difference to the matrix of the style, divided by the squared size of that
+# matrix, so that 0 is the style itself. It is averaged over the layers.
 #
 # Beside the layers stands the **palette**: the plain colours, with a constant 1 beside them, as if
 # they were features. Their Gram matrix holds the mean colour (colour together with the constant)
@@ -441,18 +441,18 @@ show.sheet(
 # **What it means.** To the style loss the heap of tiles is still in the style, but for the new
 # seams: it does not know where things are. To LPIPS it is another picture: it knows nothing else.
 # The two pull in different directions, and neither is of use alone. LPIPS is lowest for the content
-# as it was, and the style loss would be content with tiles.
+# as it was, and to the style loss the tiles would do.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
 #
-# - *Why multiply features with each other, and not just average them?* An average says how much
-#   white and how much blue there is. The product says that white lies *in lines across* blue. The
-#   diagonal of the Gram matrix is nearly the average alone.
+# - *Why multiply features with each other, and not just average them?* Averages say how much there
+#   is of each, such as edges and blue. The products say whether the edges are *where* the blue is.
+#   The diagonal of the Gram matrix is of the first kind, the rest of it of the second.
 # - *Why is a network that recognises things good at this?* It was not made for it; that it works is
 #   a finding (Gatys, and again the LPIPS paper). This one was trained to name styles and things in
-#   the pocket world. It has seen the held-out styles there; the UNet has not. That is kind
-#   to the pocket model: of a style of your own it will have seen nothing.
+#   the pocket world. It has seen the held-out styles there; the UNet has not. That makes it easier
+#   here than with a style of your own, of which it will have seen nothing.
 # - *Why not LPIPS to the true rendering?* In the pocket world that exists, and it would be by far
 #   the best loss. With your own style there is no such thing, which is why nobody can train on it.
 #   We keep it for scoring.
@@ -483,10 +483,8 @@ for name, values in (("raw", raw_distances), ("scaled", unit_distances)):
 # %% [markdown]
 # **What it means.** Raw features are as large as the network happened to make them, and a Gram
 # matrix of them multiplies that, and a squared difference multiplies it again: fourth powers. A few
-# loud places and one or two layers then decide alone, and the loss leaps when one of them changes.
-# A first version of this course's style loss used raw features; it began at about 2,000 times its
-# target and had wrecked the model within 65 steps (measured once, on an earlier pocket model). With
-# features of length 1, every place has one vote.
+# loud places and one or two layers then decide nearly alone, and the loss leaps when one of them
+# changes. With features of length 1, every place has one vote.
 #
 # ### Why only low in the schedule?
 # The estimate is a picture only where there is little noise. Watch what becomes of both losses
@@ -527,8 +525,8 @@ show.sheet(
 #
 # $$w(t) = \min(1, \text{SNR}(t))$$
 #
-# Where there is more picture than noise, the estimate counts in full; above that, less and less. It
-# also undoes the gain: at an SNR below 1, SNR × gain² is 1.
+# Where there is more picture than noise, the estimate counts in full; above that, less and less.
+# For a squared error this just undoes the gain: at an SNR below 1, SNR × gain² is 1.
 #
 # ### Exercise 2: the weight
 # `losses.snr(scheduler, timestep)` gives the ratio for timesteps (N,).
@@ -577,7 +575,8 @@ figure
 # %% [markdown]
 # ### All three together
 # Everything of step 4 in one place, for a batch whose first part is in the style and whose rest is
-# content:
+# content. Beside the size of each term we print its **pull**, the length of the gradient that it
+# sends to A and B: how strongly it asks for a change.
 
 
 # %%
@@ -593,7 +592,8 @@ def terms_of(prediction, noisy, noise, t, content):
     }
 
 
-usual = Settings(steps=budget(300), batch_size=batch, picture_batch=extra)
+defaults = Settings()  # what the course trains a style with
+usual = Settings(steps=budget(defaults.steps), batch_size=batch, picture_batch=extra)
 weights = {"noise": 1.0, "lpips": usual.lpips_weight, "style": usual.style_weight}
 
 
@@ -609,7 +609,7 @@ for name, term in terms.items():
     part = weights[name] * term.item()
     print(
         f"{name:6s} {term.item():.3f} × weight {weights[name]:g} = {part:.3f}, "
-        f"{part / loss.item():3.0%} of the loss;  pull {weights[name] * pull(term):.4f}"
+        f"{part / loss.item():4.0%} of the loss;  pull {weights[name] * pull(term):.4f}"
     )
 print(f"loss   {loss.item():.3f}")
 
@@ -658,10 +658,9 @@ for shares in ((1 / 3, 1 / 3, 1 / 3), (0.25, 0.05, 0.7), (0.6, 0.2, 0.2)):
     )
 
 # %% [markdown]
-# **What it means.** Shares are where to begin, not the truth. Look at the column *pull* above: what
-# moves the weights is the gradient, and a large term may have a small one. Sizes also change during
-# training. So balance once, train a little, look at the pictures, and correct. Sections 6 and 7 do
-# that.
+# **What it means.** Shares are where to begin, not where to end. What moves A and B is the pull,
+# and a large term may have a small one. Sizes also change during training. So balance once, train a
+# little, look at the pictures, and correct. Sections 6 and 7 show what to look for.
 
 # %% [markdown]
 # ## 3. Step 5: backpropagate and update the LoRA weights
@@ -680,10 +679,10 @@ print(f"{len(frozen)} frozen tensors, with a gradient: {sum(p.grad is not None f
 
 # %% [markdown]
 # B alone, as lesson 03 found; A follows from the second step on. Now three lines that every
-# training script ends with. **Clipping** shortens a gradient that is longer than 1, so that one odd
-# batch cannot throw the model off. **AdamW** turns the gradient into an update: each number moves
-# by about the learning rate, whatever the size of its gradient. Then the gradients are cleared for
-# the next step.
+# training script ends with. **Clipping** shortens a gradient that is longer than a limit, so that
+# one odd batch cannot throw the model off. **AdamW** turns the gradient into an update: each number
+# moves by about the learning rate, whatever the size of its gradient. Then the gradients are
+# cleared for the next step.
 
 # %%
 optimizer = torch.optim.AdamW(parameters, usual.learning_rate, weight_decay=0.0)
@@ -701,8 +700,8 @@ print(f"loss   {loss.item():.4f} -> {loss_after.item():.4f}")
 remove_lora(base, "first")
 
 # %% [markdown]
-# One step, on the one batch that it was computed for. Not each term has to fall, only their
-# weighted sum.
+# One step, on the one batch that it was computed for. Not every term has to fall; their weighted
+# sum should.
 #
 # ### The learning rate
 # It begins small, because A and B know nothing yet and the optimiser has no idea of the size of the
@@ -742,15 +741,15 @@ rate_at = checks.check("rate_at", rate_at)
 # %%
 from stylenb import training
 
-plan = Settings(steps=300)
-ours = [rate_at(i, plan.steps, plan.learning_rate, plan.warmup) for i in range(plan.steps)]
-theirs = [training.rate_at(i, plan) for i in range(plan.steps)]
+highest, warmup = defaults.learning_rate, defaults.warmup
+ours = [rate_at(i, defaults.steps, highest, warmup) for i in range(defaults.steps)]
+theirs = [training.rate_at(i, defaults) for i in range(defaults.steps)]
 print(f"largest difference from the library's: {max(abs(a - b) for a, b in zip(ours, theirs)):.0e}")
 
 figure = show.figure(
     6,
     2.2,
-    "The learning rate over 300 steps",
+    f"The learning rate over {defaults.steps} steps",
     alt="A curve that climbs in a straight line during the first steps and then falls to zero "
     "along half a cosine.",
 )
@@ -820,7 +819,7 @@ for step in range(4):
     print(f"step {step}: (epoch, place) {where}\n        pictures {order_at(step, 6, 16).tolist()}")
 
 # %% [markdown]
-# There are 16 pictures, so 6 do not divide them, and step 2 takes the last four of one epoch and
+# 16 pictures cannot be divided into batches of 6, so step 2 takes the last four of one epoch and
 # the first two of the next. Now the loop. Find the five steps in it.
 
 
@@ -858,10 +857,10 @@ for step in range(0, len(rows), max(1, len(rows) // 6)):
     print(f"step {step:2d}: " + "  ".join(f"{n} {v:.3f}" for n, v in rows[step].items()))
 
 # %% [markdown]
-# One trick hides in `spread_timesteps`. Lesson 02 showed that the error of the noise depends on t
-# far more than on anything else, so with timesteps drawn freely the loss jumps about by their luck.
-# Here one is drawn from each of `batch` equal slices of the schedule. Over many batches they are as
-# evenly spread as before; within each batch, too.
+# One trick hides in `spread_timesteps`. Lesson 02 showed how much the error of the noise depends on
+# t, so with timesteps drawn freely the loss would jump up and down with them. Here one is drawn
+# from each of `batch` equal slices of the schedule. Over many batches all timesteps are as likely
+# as before, and now each batch has low and high ones.
 #
 # **Predict:** after these few steps, will anything be seen?
 
@@ -884,6 +883,9 @@ show.sheet(
     "with a LoRA that was trained for a few steps only.",
 )
 
+# %% [markdown]
+# Compare the two lower rows: what differs there is the work of so few steps.
+
 # %% [markdown] tags=["instructor"]
 # Likely questions:
 #
@@ -898,10 +900,16 @@ show.sheet(
 # %% [markdown]
 # ## 5. A style appears
 #
-# `train_style` is this loop, and what one adds to it in practice: pictures are mirrored too, the
-# image losses are taken at every second step only, on GPUs without bfloat16 the loss is scaled, a
-# loss that is no longer a number stops the run, checkpoints are written, and now and then some
-# photos are redrawn so that you can watch. All that decides a run is in its `Settings`:
+# `train_style` is this loop, and what one adds to it in practice:
+#
+# - pictures are mirrored too (`flip`),
+# - the image losses, which cost the most, need not be taken at every step (`picture_every`),
+# - on GPUs without bfloat16 the loss is scaled up, or small gradients would be rounded to 0,
+# - a loss that is no longer a number stops the run,
+# - **checkpoints** are written: files with the state of the run, to go on from (section 11),
+# - now and then some photos are redrawn, so that you can watch.
+#
+# All that decides a run is in its `Settings`:
 
 # %%
 for name, value in vars(usual).items():
@@ -1077,20 +1085,23 @@ for file in sorted((folder / "watched").iterdir()):
 
 remove_lora(base, style)
 saved = folder / "watched" / f"{style}.safetensors"
-picture = stylenb.stylize(sample_photo("astronaut"), saved, base=base)
+new = draw_scene(21, size).picture
+picture = stylenb.stylize(new, saved, base=base)  # loads the file into the base
 show.sheet(
-    [sample_photo("astronaut", size), picture],
-    ["photo", "with the file"],
+    [new, picture, apply_style(style, new)],
+    ["a new scene", "with the file", "the truth"],
     width=1.8,
     title="Stylised with the file",
-    alt="A photograph of an astronaut, and the same redrawn with the LoRA from the file.",
+    alt="A scene, the same redrawn with the LoRA from the file, and its true rendering in the "
+    f"style {style}.",
 )
 
 # %% [markdown]
 # ## 6. L2 alone, + LPIPS, + style loss
 #
-# What is each term good for? Leave it out and see. Three short runs, alike but for the weights, and
-# pictures need scores. Twelve scenes that no run has seen are redrawn, and three things are asked:
+# What is each term good for? Leave it out and see: three short runs, alike but for the weights. To
+# compare them we need scores. Twelve scenes that no run has seen are redrawn, and three things are
+# asked:
 #
 # - **style judge**: how sure is a network, trained to tell the styles apart, that this is our
 #   style? It was in no loss.
@@ -1140,7 +1151,7 @@ def print_scores(drawn_by):
 
 set_scale(base, None)
 drawn_by = {"untouched": subjects, "base alone": redraw(base, subjects)}
-set_scale(base, style)
+set_scale(base, style)  # the file, loaded at the end of section 5
 drawn_by["section 5's run"] = redraw(base, subjects)
 remove_lora(base, style)
 drawn_by["the truth"] = truths
@@ -1163,7 +1174,7 @@ def run(settings):
     return history, drawn
 
 
-short = replace(usual, steps=budget(100))
+short = replace(usual, steps=budget(defaults.steps // 3))
 variants = {
     "L2 alone": replace(short, lpips_weight=0.0, style_weight=0.0),
     "L2 + LPIPS": replace(short, style_weight=0.0),
@@ -1204,19 +1215,19 @@ for name in cost:
 # suggest. A difference of less than twice its ± proves nothing with twelve scenes.
 #
 # - **L2 alone** learns the marks of the style where the noise leaves room for them. It was never
-#   shown a photo, so it has no reason to change what still shows through.
+#   shown a noised photo, so nothing has taught it to change what still shows through.
 # - **+ LPIPS** adds content pictures, and asks that they stay what they are. By itself that is a
 #   brake: it holds the scene, and with it everything that the style should have changed.
 # - **+ style loss** is the term that asks for change on a *photo*: its palette and marks are to be
-#   those of the style. Now there is something for the brake to hold against.
+#   those of the style. Now the brake has something to hold.
 #
-# So LPIPS without style loss makes little sense, and style loss without LPIPS is dangerous. See
-# for yourself:
+# Do pictures and scores bear this out in your run? If so, LPIPS without style loss makes little
+# sense. What style loss does when nothing holds it, the next section shows.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
 #
-# - *Is a LoRA with L2 alone useless, then?* No. It is what nearly all public scripts do, and at
+# - *Is a LoRA with L2 alone useless, then?* No. It is what most public scripts train, and at
 #   higher strength, or drawn from pure noise with a prompt, it shows the style well. The image
 #   losses are for stylising photos at moderate strength.
 # - *Then why keep L2?* It is the anchor. The image losses are taken low in the schedule, and leave
@@ -1233,7 +1244,7 @@ for name in cost:
 # **Predict:** what will each of them give up?
 
 # %%
-brief = replace(usual, steps=budget(60))
+brief = replace(usual, steps=budget(defaults.steps // 5))
 excess = {
     "balanced": brief,
     "style × 100": replace(brief, style_weight=100 * usual.style_weight),
@@ -1263,21 +1274,21 @@ for name, (history, _) in overdone.items():
 
 # %% [markdown]
 # **What it means.** Too much **style loss**: it knows no places, so whatever makes the statistics
-# right will do. The same marks and colours come to lie over everything, and the scene dissolves
-# underneath. Look at its own term: it may well be the lowest of the three, and the picture the
-# worst. *A loss that is low says that the loss is low.* Too much **LPIPS**: nothing may change, and
-# nothing does; you have trained a LoRA that does nothing. In both, the L2 is the witness: it rises
-# when the LoRA leaves the real pictures behind.
+# right will do. The same marks and colours can then cover everything, and the scene is lost beneath
+# them. Look at its own term: it may well be the lowest of the three, and the picture the worst. *A
+# loss that is low says that the loss is low.* Too much **LPIPS**: hardly anything may change, and
+# the LoRA learns to do little or nothing. Watch the L2 as well: where it is higher than in the
+# balanced run, the LoRA has moved away from the real pictures of the style.
 #
-# When a style of your own does not come out, this is how to tell: the photo barely changes, so less
-# LPIPS or more style; everything drowns in pattern, so the other way round.
+# When a style of your own does not come out, look which of the two it is. If the photo barely
+# changes, take less LPIPS or more style loss. If everything is covered by pattern, do the opposite.
 
 # %% [markdown]
 # ## 8. Too many steps
 #
 # A LoRA has many thousands of numbers, and 16 pictures are few. Give it long enough and it learns
-# the *pictures*, not the style: **overfitting**. We hurry it: four pictures, L2 alone, more rank
-# and twice the rate.
+# the *pictures*, not the style: **overfitting**. We bring that about on purpose, with four
+# pictures, L2 alone, and twice the rank and the rate.
 #
 # How to see it? Not by the loss: that keeps falling. **Hold some pictures back**, never train on
 # them, and measure the L2 on both: on those that it learns from, and on those that it has never
@@ -1293,11 +1304,11 @@ learned_latents, held_latents = encode(to_tensor(learned)), encode(to_tensor(hel
 
 hurried = replace(
     usual,
-    steps=budget(120),  # of 4 pictures: the work of 60 steps of 8
+    steps=budget(2 * defaults.steps // 5),
     batch_size=min(4, batch),
     lpips_weight=0.0,
     style_weight=0.0,
-    rank=16,
+    rank=2 * usual.rank,
     learning_rate=2 * usual.learning_rate,
     flip=False,
 )
@@ -1347,11 +1358,11 @@ figure
 
 # %% [markdown]
 # **What it means.** While both curves fall, it learns the style. Where they part, it has begun to
-# learn these four pictures. Where the red one *rises*, every further step does harm, whatever the
-# loss says: the place to have stopped is its lowest point, and that checkpoint is the one to keep.
-# If yours have only just parted, train longer and watch.
+# learn these four pictures. Where that of the held-back pictures *rises*, every further step does
+# harm, whatever the loss says: the checkpoint to keep is that of its lowest point. If yours has not
+# risen yet, train longer and watch.
 #
-# Look at what it has learned: drawn from pure noise, without any photo.
+# Look at what it has learned by the end: drawn from pure noise, without any photo.
 
 # %%
 load_checkpoint(sorted((folder / "four").glob("checkpoint-*.safetensors"))[-1])
@@ -1385,7 +1396,7 @@ show.sheet(
 # %%
 rest = [picture for i, picture in enumerate(style_pictures) if not 6 <= i < 10]
 rates, ranks = [factor * usual.learning_rate for factor in (0.1, 1, 10)], [2, 16]
-quick = replace(hurried, steps=budget(40), warmup=5, flip=True)
+quick = replace(hurried, steps=budget(defaults.steps // 8), warmup=5, flip=True)
 base_l2 = fixed_l2(held_latents)
 print(f"base alone: {base_l2:.4f}")
 
@@ -1410,11 +1421,12 @@ show.sheet(
 )
 
 # %% [markdown]
-# **What it means.** Read along the diagonals: a lower rank at a higher rate does much the same as a
-# higher rank at a lower one. So the rank hardly decides *whether* a style is learned here; the rate
-# does. Search the rate first, in factors of three to ten, in short runs, and change the rank only
-# when you have a reason: less for a smaller file and less learning by heart, more when a long run
-# at a good rate stays behind on the pictures held back.
+# **What it means.** Compare along the diagonals. By lesson 03, a lower rank at a higher rate should
+# do much the same as a higher rank at a lower one; does it? Then compare along the rows and along
+# the columns: which of the two decides more, rate or rank? The usual advice follows from that.
+# Search the rate first, in factors of three to ten, in short runs. Change the rank only when you
+# have a reason: less for a smaller file and less learning by heart, more when a long run at a good
+# rate stays behind on the pictures held back.
 
 # %% [markdown]
 # ## 10. When a batch does not fit
@@ -1495,9 +1507,9 @@ remove_lora(base, "parts")
 # ## 11. Stop, kill, resume
 #
 # Hosted notebooks end when they please, laptops fall asleep. With a `folder`, `train_style` writes
-# a **checkpoint** now and then: A and B, the optimiser's memory, and the history. Call it again
-# with the same settings and folder, and it goes on from the last one. First a run that nothing
-# disturbs, to compare with:
+# a checkpoint now and then: A and B, the optimiser's memory, and the history. Call it again with
+# the same settings and folder, and it goes on from the last one. First a run that nothing disturbs,
+# to compare with:
 
 
 # %%
@@ -1565,6 +1577,8 @@ plug.remove()
 remove_lora(base, "few")
 for file in sorted(killed.glob("checkpoint-*")):
     print("   ", file.name)
+reached = int(file.stem.split("-")[1])
+print(f"it goes on at step {reached}; done before and lost: {calls - reached} steps and a part")
 
 history = train_few(folder=killed)
 resumed = weights_of("few")
@@ -1594,8 +1608,8 @@ except StylenbError as error:
 # It is refused, and the sentence names what differs. Half a run at one rate and half at another
 # would be a run that nobody can repeat. Other pictures are refused as well.
 #
-# How long may it be between checkpoints? What you lose is at most that many steps; what it costs is
-# the writing of one file. The default is 50.
+# How long may it be between checkpoints (`checkpoint_every`)? What you lose is at most that many
+# steps; what each costs is the writing of one file.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -1604,9 +1618,9 @@ except StylenbError as error:
 #   and renamed when it is whole; a rename happens or does not. The one before is still there, and a
 #   damaged one is passed over.
 # - *Can I train on after the last step?* Not as the same run: the cosine has come down to zero.
-#   Start from the finished LoRA in a new run, or give more steps from the start and stop early.
-# - *What if the loss becomes NaN?* The run stops at once, puts the last good weights back, and says
-#   so. Most scripts train on, and you find out by black pictures.
+#   Give more steps from the start; a run can be stopped early at any time.
+# - *What if the loss becomes NaN?* The run stops at once, puts the weights of the last checkpoint
+#   back, and says so. A script that trains on draws black pictures in the end.
 
 # %% [markdown]
 # ## Recap
