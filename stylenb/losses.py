@@ -131,32 +131,31 @@ def gram(features: torch.Tensor) -> torch.Tensor:
     return flat @ flat.mT / flat.shape[2]
 
 
-def palette(images: torch.Tensor) -> torch.Tensor:
-    """Colours as features: (N, 4, h, w) of images (N, 3, H, W) in [-1, 1], at a quarter the size.
-
-    Red, green and blue in 0..1 and a constant, so that their Gram matrix holds the mean colour in
-    its last row and the spread of the colours in the rest.
-    """
-    small = torch.nn.functional.avg_pool2d(images, 4)
-    return torch.cat([small / 2 + 0.5, torch.ones_like(small[:, :1])], dim=1)
+def palette(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean colour (N, 3) of images (N, 3, H, W) in [-1, 1], and covariance of their colours
+    (N, 3, 3), at a quarter the size, where fine marks have become a colour."""
+    colours = torch.nn.functional.avg_pool2d(images.float(), 4).flatten(2)
+    mean = colours.mean(2)
+    rest = colours - mean[:, :, None]
+    return mean, rest @ rest.mT / rest.shape[2]
 
 
 class PictureLosses:
     """LPIPS to the content and distance to a style, from one pass through the feature network.
 
-    style_images (M, 3, H, W) in [-1, 1] set the target once: the mean of their Gram matrices.
+    style_images (M, 3, H, W) in [-1, 1] set the target once: the means of their Gram matrices and
+    palettes.
     """
 
     def __init__(self, style_images: torch.Tensor, features: str = "pocket", device=None):
         self.net = load_features(features).to(device or style_images.device)
         with torch.no_grad():
-            parts = [self._grams(images) for images in style_images.to(device).split(4)]
-            stacked = [torch.cat(grams) for grams in zip(*parts, strict=True)]
-        self.targets = [grams.mean(0) for grams in stacked]
+            parts = [self._describe(images) for images in style_images.to(device).split(4)]
+        self.targets = [torch.cat(part).mean(0) for part in zip(*parts, strict=True)]
 
-    def _grams(self, images, features=None) -> list[torch.Tensor]:
+    def _describe(self, images, features=None) -> list[torch.Tensor]:
         features = unit_features(self.net, images) if features is None else features
-        return [gram(palette(images)), *map(gram, features)]
+        return [*palette(images), *map(gram, features)]
 
     def __call__(
         self, images: torch.Tensor, content: torch.Tensor
@@ -164,8 +163,10 @@ class PictureLosses:
         """Images and the content they are to keep, both (N, 3, H, W) in [-1, 1] -> LPIPS (N,) and
         style distance (N,).
 
-        The style distance is the squared distance of the Gram matrices over the squared length of
-        the target; half of it is the mean over the layers, half the palette. 0 is the target.
+        Half of the style distance is of textures: the squared distance of the Gram matrices over
+        the squared length of the target, the mean of all layers. The other half is of the palette:
+        the squared distances of mean and covariance, in units of the variance that the style's own
+        colours have. 0 is the target.
         """
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
@@ -176,10 +177,15 @@ class PictureLosses:
 
     def style(self, images: torch.Tensor, features=None) -> torch.Tensor:
         """The style distance alone: (N,)."""
-        grams = self._grams(images, features)
-        distances = [
-            (one - target).pow(2).sum((1, 2)) / target.pow(2).sum()
-            for one, target in zip(grams, self.targets, strict=True)
+        found = self._describe(images, features)
+        mean, covariance, *grams = [
+            (one - target).pow(2).flatten(1).sum(1)
+            for one, target in zip(found, self.targets, strict=True)
         ]
-        colours, *textures = distances  # as one of eight layers, the palette would be drowned
+        variance = self.targets[1].trace() + 0.01  # of a style in one flat colour it is 0
+        sizes = [target.pow(2).sum() for target in self.targets[2:]]
+        textures = [gram / size for gram, size in zip(grams, sizes, strict=True)]
+        colours = mean / variance + covariance / variance**2
+        # Beside the Gram matrices, and not as one more of them: those are so large that no layer
+        # among them would be heard.
         return (colours + torch.stack(textures).mean(0)) / 2

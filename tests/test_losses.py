@@ -100,10 +100,19 @@ def test_a_gram_matrix_in_half_precision_is_taken_in_float32():
     assert torch.allclose(losses.gram(features), losses.gram(features.float()), atol=1e-6)
 
 
-def test_the_palette_holds_the_mean_colour():
-    images = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
-    matrix = losses.gram(losses.palette(images))
-    assert matrix[0, -1].tolist() == pytest.approx([1, 0.5, 0, 1])
+def test_the_palette_is_mean_and_covariance_of_the_colours():
+    images = torch.tensor([1.0, 0.0, -0.5]).view(1, 3, 1, 1).repeat(1, 1, 16, 16)
+    mean, covariance = losses.palette(images)
+    assert mean.tolist() == [[1, 0, -0.5]] and not covariance.any()
+    images[:, :2, 8:] *= -1
+    images[:, 2, 8:] += 0.5  # half of the picture is (1, 0, -0.5), the other half (-1, 0, 0)
+    mean, covariance = losses.palette(images)
+    assert mean[0].tolist() == pytest.approx([0, 0, -0.25])
+    expected = torch.tensor([[1, 0, -0.25], [0, 0, 0], [-0.25, 0, 0.0625]])
+    assert torch.allclose(covariance[0], expected)
+    fine = torch.ones(1, 3, 16, 16)
+    fine[..., ::2] = -1  # stripes of a pixel are a colour
+    assert not losses.palette(fine)[1].any()
 
 
 @pytest.mark.parametrize("style", ["stained_glass", "blueprint", "woodcut"])
@@ -115,9 +124,24 @@ def test_the_style_distance_knows_the_style(style):
     assert same.mean() < 0.7 * plain.mean()
 
 
-def test_the_palette_counts_too(scenes):
-    looks = losses.PictureLosses(scenes)
-    assert looks.style(scenes.flip(1)).mean() > 1.5 * looks.style(scenes).mean()  # red for blue
+def test_the_style_distance_is_half_palette_half_texture(net, scenes):
+    one, other = scenes[:1], scenes[1:]
+    (mean, covariance), (found_mean, found_covariance) = map(losses.palette, (one, other))
+    variance = covariance.diagonal(dim1=1, dim2=2).sum() + 0.01
+    colours = (mean - found_mean).pow(2).sum() / variance
+    colours += (covariance - found_covariance).pow(2).sum() / variance**2
+    grams = [[losses.gram(f) for f in losses.unit_features(net, x)] for x in (one, other)]
+    textures = [(a - b).pow(2).sum() / a.pow(2).sum() for a, b in zip(*grams, strict=True)]
+    expected = (colours + sum(textures) / len(textures)) / 2
+    looks = losses.PictureLosses(one)
+    assert looks.style(other).item() == pytest.approx(expected.item(), rel=1e-3)
+    assert looks.style(one).item() < 1e-6
+
+
+def test_a_style_of_one_flat_colour_has_a_distance():
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    alike, other = losses.PictureLosses(flat).style(torch.cat([flat, -flat]))
+    assert alike < 1e-6 and 10 < other < 1e6
 
 
 def test_one_pass_gives_both_losses_and_gradients(net, scenes):

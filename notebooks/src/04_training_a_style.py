@@ -355,36 +355,40 @@ show.sheet(
 # loss** is the squared difference to the matrix of the style, divided by the squared size of that
 # matrix, so that 0 is the style itself. It is averaged over the layers.
 #
-# Beside the layers stands the **palette**: the plain colours, with a constant 1 beside them, as if
-# they were features. Their Gram matrix holds the mean colour (colour together with the constant)
-# and how the colours vary. As one layer among many it would be drowned, so it makes up half of the
-# loss.
+# Beside the layers stands the **palette**: the mean colour, and the covariance of red, green and
+# blue, which says how far they vary and which of them vary together. Both are compared in units of
+# the variance that the style itself has: a blueprint is nearly all one blue, so a little off is
+# much. As one layer among many the palette would be drowned, so it makes up half of the loss.
 
 
 # %%
 def palette(images):
-    """Images (N, 3, H, W) in [-1, 1] -> red, green, blue in 0..1 and a constant, (N, 4, h, w)."""
-    colours = torch.nn.functional.avg_pool2d(images, 4) / 2 + 0.5
-    return torch.cat([colours, torch.ones_like(colours[:, :1])], dim=1)
+    """Images (N, 3, H, W) -> mean colours (N, 3) and covariances of the colours (N, 3, 3)."""
+    colours = torch.nn.functional.avg_pool2d(images, 4).flatten(2)  # fine marks become a colour
+    mean = colours.mean(2)
+    rest = colours - mean[:, :, None]
+    return [mean, rest @ rest.mT / rest.shape[2]]
 
 
-def grams_of(images):
-    """Images (N, 3, H, W) -> Gram matrices (N, C, C): of the palette, and of each layer."""
-    return [gram(palette(images))] + [gram(unit(layer)) for layer in features_of(images)]
+def describe(images):
+    """Images (N, 3, H, W) -> the two parts of the palette, and a Gram matrix for each layer."""
+    return palette(images) + [gram(unit(layer)) for layer in features_of(images)]
 
 
 with torch.no_grad():  # the target is taken once, from all pictures of the style
-    parts = [grams_of(part.to(base.device)) for part in style_images.split(4)]
-    targets = [torch.cat(layer).mean(0) for layer in zip(*parts)]
+    parts = [describe(part.to(base.device)) for part in style_images.split(4)]
+    targets = [torch.cat(part).mean(0) for part in zip(*parts)]
+variance = targets[1].trace() + 0.01  # of the style's colours; a style of one flat colour has none
+sizes = [1, 1] + [target.pow(2).sum() for target in targets[2:]]
 
 
 def style_loss(images):
     """Images (N, 3, H, W) -> their distances from the style (N,)."""
-    distances = [
-        (one - target).pow(2).sum((1, 2)) / target.pow(2).sum()
-        for one, target in zip(grams_of(images), targets)
+    mean, covariance, *textures = [
+        (one - target).pow(2).flatten(1).sum(1) / size
+        for one, target, size in zip(describe(images), targets, sizes)
     ]
-    colours, *textures = distances
+    colours = mean / variance + covariance / variance**2
     return (colours + torch.stack(textures).mean(0)) / 2
 
 
