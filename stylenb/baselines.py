@@ -88,6 +88,7 @@ def match_colours(
     ]
 
 
+@torch.enable_grad()
 def gatys(
     photos: Pictures,
     style_pictures: Pictures,
@@ -95,15 +96,17 @@ def gatys(
     base: Base | None = None,
     seed: int = 0,
     steps: int = GATYS_STEPS,
+    content_weight: float = 0.02,
     features: str = "pocket",
 ) -> list[Image.Image]:
     """Change the pixels until the features are those of the style (Gatys et al. 2015,
     https://arxiv.org/abs/1508.06576).
 
-    From the photo on, `steps` steps of Adam minimise (1 - strength) * LPIPS to the photo +
-    strength * distance to the Gram matrices of the style pictures: the losses that a LoRA is
-    trained with, see losses.PictureLosses. (The paper has other weights and features, begins at
-    noise as well, and uses L-BFGS, whose line search would tie the pictures of a batch together.)
+    From the photo on, Adam minimises content_weight * LPIPS to the photo + the distance to the
+    Gram matrices of the style pictures: the losses that a LoRA is trained with, see
+    losses.PictureLosses. strength: the share of the `steps` that is taken, since how long it runs
+    decides more than the weight. (The paper has other features, begins at noise, and uses L-BFGS,
+    whose line search would tie the pictures of a batch together.)
     """
     _check(strength)
     looks = PictureLosses(
@@ -114,11 +117,11 @@ def gatys(
     for photo in to_tensor(photos).split(BATCH):
         photo = photo.to(device)
         x = photo.clone().requires_grad_()
-        optimizer = torch.optim.Adam([x], lr=0.05)
-        for _ in range(steps):
+        optimizer = torch.optim.Adam([x], lr=0.02)
+        for _ in range(round(strength * steps)):
             content, style = looks(x, photo)
-            loss = (1 - strength) * content + strength * style
-            (x.grad,) = torch.autograd.grad(loss.sum(), x)
+            loss = (content_weight * content + style).sum()
+            (x.grad,) = torch.autograd.grad(loss, x)
             optimizer.step()
             with torch.no_grad():
                 x.clamp_(-1, 1)
@@ -168,7 +171,7 @@ BASELINES = {
     "photo as it is": Baseline(photo_as_it_is, (0.0,), sees_style=False),
     "img2img": Baseline(img2img, (0.1, 0.3, 0.5, 0.7), sees_style=False),
     "colours": Baseline(match_colours, (0.0, 0.25, 0.5, 0.75, 1.0)),
-    "Gatys": Baseline(gatys, (0.5, 0.8, 1.0)),
+    "Gatys": Baseline(gatys, (0.0, 0.5, 1.0)),
     "latent AdaIN": Baseline(latent_adain, (0.0, 0.25, 0.5, 0.75, 1.0)),
 }
 

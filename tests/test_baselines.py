@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylenb import StylenbError, baselines, sample_photo, scores
+from stylenb import StylenbError, baselines, lpips_distance, sample_photo, scores
 from stylenb.baselines import BASELINES
 from stylenb.lora import add_lora, set_scale
 from stylenb.losses import PictureLosses
@@ -103,8 +103,8 @@ def test_matched_colours_are_those_of_all_style_pictures_together(photos):
     ]
     for photo in photos:
         (matched,) = baselines.match_colours([photo], style)
-        assert np.abs(quantiles([matched]) - quantiles(style)).max() < 6
-        assert np.abs(quantiles([photo]) - quantiles(style)).max() > 40
+        assert np.abs(quantiles([matched]) - quantiles(style)).mean() < 2
+        assert np.abs(quantiles([photo]) - quantiles(style)).mean() > 20
         assert scores.edge_agreement(matched, photo).item() > 0.5  # and nothing else has changed
     (half,) = baselines.match_colours(photos[:1], style, 0.5)
     (whole,) = baselines.match_colours(photos[:1], style)
@@ -112,22 +112,18 @@ def test_matched_colours_are_those_of_all_style_pictures_together(photos):
     assert np.abs(np.asarray(half, float) - middle).max() <= 1
 
 
+@torch.no_grad()
 def test_gatys_lowers_its_own_loss(photos, examples):
-    looks = PictureLosses(to_tensor(examples))
-    with torch.no_grad():
-        before = looks(to_tensor(photos), to_tensor(photos))[1]
-        found = {
-            strength: looks(
-                to_tensor(baselines.gatys(photos, examples, strength, steps=25)), to_tensor(photos)
-            )
-            for strength in (0.5, 1.0)
-        }
-    for strength, (content, style) in found.items():
-        assert ((1 - strength) * content + strength * style < strength * before).all()
-    assert (found[1.0][1] < 0.6 * before).all()
-    assert (found[0.5][0] < found[1.0][0]).all()  # keeps more
-    assert (found[0.5][1] > found[1.0][1]).all()  # for less of the style
-    assert baselines.gatys(photos, examples, steps=0) == photos
+    looks, images = PictureLosses(to_tensor(examples)), to_tensor(photos)
+    _, before = looks(images, images)
+    half, whole = (baselines.gatys(photos, examples, s, steps=30) for s in (0.5, 1.0))
+    assert half == baselines.gatys(photos, examples, steps=15)  # the way is the same
+    (near, style_then), (far, style_now) = (looks(to_tensor(p), images) for p in (half, whole))
+    assert (0.02 * near + style_then < before).all()
+    assert (0.02 * far + style_now < 0.02 * near + style_then).all()
+    assert (style_now < 0.7 * before).all()
+    (kept,) = baselines.gatys(photos[:1], examples, 1.0, steps=30, content_weight=1.0)
+    assert lpips_distance(kept, photos[0]) < 0.7 * far[0]
 
 
 def test_adain_gives_the_statistics_of_the_style():
