@@ -433,7 +433,6 @@ def _freeze(base: Base) -> None:
         for name, p in part.named_parameters():
             if _plain(name) in _originals(part):
                 p.data, p.grad = p.data.to(base.dtype), None
-    base._empty = None  # the text encoder may say something else now
 
 
 # ------------------------------------------------------------ what the base was, and what it became
@@ -468,7 +467,8 @@ def undo_dreambooth(base: Base) -> None:
             if _plain(name) in originals:
                 p.data = originals[_plain(name)].to(p.device)
         part.originals = {}
-    base._empty = None if base.text_encoder is not None else base._empty
+    if base.text_encoder is not None:
+        base._empty = None  # "" is embedded again when it is asked for
 
 
 def fingerprint(base: Base) -> str:
