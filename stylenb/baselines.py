@@ -19,7 +19,7 @@ from PIL import Image
 from .base import Base
 from .errors import StylenbError
 from .lora import set_scale
-from .losses import PictureLosses
+from .losses import PictureLosses, lpips_from, unit_features
 from .photos import to_pictures, to_tensor
 from .scores import BATCH, redraw
 
@@ -115,13 +115,15 @@ def gatys(
     device = looks.targets[0].device
     pictures = []
     for photo in to_tensor(photos).split(BATCH):
-        photo = photo.to(device)
-        x = photo.clone().requires_grad_()
+        x = photo.to(device, copy=True)
+        with torch.no_grad():
+            kept = unit_features(looks.net, x)
+        x.requires_grad_()
         optimizer = torch.optim.Adam([x], lr=0.02)
         for _ in range(round(strength * steps)):
-            content, style = looks(x, photo)
-            loss = (content_weight * content + style).sum()
-            (x.grad,) = torch.autograd.grad(loss, x)
+            features = unit_features(looks.net, x)
+            content, style = lpips_from(looks.net, features, kept), looks.style(x, features)
+            (x.grad,) = torch.autograd.grad((content_weight * content + style).sum(), x)
             optimizer.step()
             with torch.no_grad():
                 x.clamp_(-1, 1)
