@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .base import Base, load
 from .errors import StylenbError
-from .lora import find_lora, load_lora, set_scale
+from .lora import find_lora, load_lora, merged_for_now
 from .photos import (
     PictureFolder,
     _list_folder,
@@ -195,9 +195,9 @@ class _Look:
             raise StylenbError(f"strength lies above 0 and up to 1, not {self.strength}.")
         if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
             raise StylenbError(f"steps is a whole number from 1 to 1000, not {self.steps}.")
-        weights = {} if self.style is None else {self.style: 1.0}
-        if isinstance(self.style, Mapping):
-            weights = self.style
+        weights = self.style
+        if not isinstance(weights, Mapping):
+            weights = {} if weights is None else {weights: 1.0}
         # found before a large base is loaded in vain
         self.files = [(find_lora(style), weight) for style, weight in weights.items()]
 
@@ -216,25 +216,24 @@ def _batch_size(base: Base, given: int | None) -> int:
 
 @contextmanager
 def _styled(base: Base, look: _Look) -> Iterator[None]:
-    """Inside, the look's LoRAs are active; afterwards none is."""
+    """Inside, the look's LoRAs are part of the UNet; afterwards none is."""
     names = {load_lora(base, file): weight for file, weight in look.files}
     if len(names) < len(look.files):
         files = " and ".join(f"'{file}'" for file, _ in look.files)
         raise StylenbError(
             f"Two of the styles have one name ({files}): give each once, or rename the file of one."
         )
-    set_scale(base, names, look.scale)
-    try:
+    with merged_for_now(base, names, look.scale):
         yield
-    finally:
-        set_scale(base, None)
 
 
+@torch.inference_mode()
 def _draw(base: Base, look: _Look, photos: list, seeds: list[int]) -> list[Image.Image]:
-    """One batch: photos of the base's size, redrawn."""
-    latents = base.encode(to_tensor(photos))
+    """One batch: photos of the base's size, redrawn. The UNet gains by many at once, the
+    autoencoder, with its much larger layers, by few."""
+    latents = torch.cat([base.encode(part) for part in to_tensor(photos).split(4)])
     latents = denoise(base, latents, look.strength, look.steps, seeds, look.solver)
-    pictures = to_pictures(base.decode(latents))
+    pictures = [p for part in latents.split(4) for p in to_pictures(base.decode(part))]
     if look.keep_colours:
         pictures = [with_colours_of(*pair) for pair in zip(photos, pictures, strict=True)]
     return pictures

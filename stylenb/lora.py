@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -168,6 +168,29 @@ def unmerge_lora(base: Base) -> None:
     set_scale(base, None)
 
 
+@contextmanager
+def merged_for_now(
+    base: Base,
+    name: str | Mapping[str, float] | None,
+    scale: float | Mapping[str, float] = 1.0,
+) -> Iterator[None]:
+    """merge_lora inside, if there is one to merge; afterwards W is what it was to the last bit, and
+    all LoRAs are switched off. It keeps a copy of the weights that it changes meanwhile."""
+    if name:
+        _refuse_merged(base)
+    layers = _lora_layers(base) if name else []
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        if name:
+            merge_lora(base, name, scale)
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)
+            layer.merged_adapters.clear()
+        set_scale(base, None)
+
+
 def merged(base: Base) -> list[str]:
     """Names of the LoRAs that merge_lora added to the weights."""
     return list(dict.fromkeys(n for layer in _lora_layers(base) for n in layer.merged_adapters))
@@ -287,13 +310,12 @@ def export_lora(base: Base, name: str, folder: str | Path, about: dict | None = 
     """
     folder = Path(folder)
     state = convert_state_dict_to_kohya(_state(base, name))
+    by_root = base.unet.peft_config[name].use_rslora  # alpha / rank ** 0.5
     ranks, alphas = {}, {}
-    for key, layer in base.unet.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
-            rank = layer.r[name]
-            alpha = layer.lora_alpha[name] * (rank**0.5 if layer.use_rslora.get(name) else 1.0)
-            ranks[key], alphas[key] = rank, alpha
-            state[f"{_kohya(key)}.alpha"] = torch.tensor(alpha)  # the converter's is the rank
+    for key, layer in _own_layers(base, name):
+        ranks[key] = rank = layer.r[name]
+        alphas[key] = float(layer.lora_alpha[name] * (rank**0.5 if by_root else 1))
+        state[f"{_kohya(key)}.alpha"] = torch.tensor(alphas[key])  # the converter's is the rank
     config = _config(ranks, alphas)
     metadata = {
         "ss_output_name": name,
@@ -314,8 +336,17 @@ def _state(base: Base, name: str) -> dict[str, torch.Tensor]:
     """The weights of the LoRA as a file holds them: in half precision, under diffusers' names."""
     if name not in adapters(base):
         raise StylenbError(f"No LoRA named {name!r} is loaded, so there is nothing to save.")
-    state = get_peft_model_state_dict(base.unet, adapter_name=name)
-    return {f"unet.{key}": value.detach().cpu().half().contiguous() for key, value in state.items()}
+    # peft 0.17's own function takes in every LoRA whose name begins with this one
+    return {
+        f"unet.{key}.{part}.weight": getattr(layer, part)[name].weight.detach().cpu().half()
+        for key, layer in _own_layers(base, name)
+        for part in ("lora_A", "lora_B")
+    }
+
+
+def _own_layers(base: Base, name: str) -> list[tuple[str, LoraLayer]]:
+    layers = base.unet.named_modules()
+    return [(k, m) for k, m in layers if isinstance(m, LoraLayer) and name in m.lora_A]
 
 
 def _write(base: Base, path: Path, state: dict, metadata: dict, about: dict | None) -> Path:
@@ -515,7 +546,7 @@ def _check_fits(base: Base, file: str, shapes: dict[str, tuple]) -> dict[str, di
         else:
             a = ("r", layer.in_channels, *layer.kernel_size)
             sides = {"A": a, "B": (layer.out_channels, "r", 1, 1)}
-        for part in sides.keys() & pair.keys():
+        for part in (one for one in sides if one in pair):
             shape, wanted = shapes[pair[part]], sides[part]
             rank = shape[wanted.index("r")] if len(shape) == len(wanted) else 0
             if rank < 1 or shape != tuple(rank if side == "r" else side for side in wanted):
@@ -525,15 +556,14 @@ def _check_fits(base: Base, file: str, shapes: dict[str, tuple]) -> dict[str, di
                     "the base that it was trained for."
                 )
             ranks[part] = rank
-        has = " and ".join(f"{part} of rank {rank}" for part, rank in sorted(ranks.items()))
-        if "alpha" in pair and math.prod(shapes[pair["alpha"]]) != 1:
-            has += f" and alpha of the shape {shapes[pair['alpha']]}"
-        elif len(ranks) == 2 and ranks["A"] == ranks["B"]:
-            continue
-        raise StylenbError(
-            f"{file} is no whole LoRA ({target} has {has or 'alpha alone'}, expected are A and B "
-            "of one rank, and at most one alpha): download or train it again."
-        )
+        alpha = shapes.get(pair.get("alpha"), ())
+        if len(ranks) < 2 or ranks["A"] != ranks["B"] or math.prod(alpha) != 1:
+            has = [f"{part} of rank {rank}" for part, rank in sorted(ranks.items())]
+            has += [f"alpha of the shape {alpha}"] if "alpha" in pair else []
+            raise StylenbError(
+                f"{file} is no whole LoRA ({target} has {' and '.join(has)}, expected are A and B "
+                "of one rank and at most one number alpha): download or train it again."
+            )
     return pairs
 
 

@@ -178,6 +178,9 @@ def test_alpha_over_the_root_of_the_rank(base, tiny, tmp_path):
     base.unet.add_adapter(config, adapter_name="mine")
     fill(base, "mine")
     expected = predict(base)
+    set_scale(base, "mine")
+    if not torch.equal(predict(base), expected):
+        pytest.skip("this peft forgets the root when a scale is set, as 0.17 does")
     for path in export_lora(base, "mine", tmp_path):
         other = own_unet(tiny)
         set_scale(other, load_lora(other, path))
@@ -243,9 +246,9 @@ def put(key, *shape, value=1.0):
 
 
 SPOILT = {
-    "no down": (drop("lora_down"), "has B of rank 4, expected are A and B of one rank"),
-    "no up": (drop("lora_up"), "has A of rank 4, expected"),
-    "only alpha": (drop(".lora_"), "has alpha alone, expected"),
+    "no down": (drop("lora_down"), "has B of rank 4 and alpha of the shape (), expected are A"),
+    "no up": (drop("lora_up"), "has A of rank 4 and alpha of the shape (), expected are A and B"),
+    "only alpha": (drop(".lora_"), "to_q has alpha of the shape (), expected"),
     "two alphas": (put(f"{ONE}.alpha", 2), "alpha of the shape (2,)"),
     "another base": (put(f"{ONE}.lora_down.weight", 4, 32), "has the shape (4, 32), expected is"),
     "two ranks": (put(f"{ONE}.lora_up.weight", 16, 2), "A of rank 4 and B of rank 2"),

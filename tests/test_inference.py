@@ -518,6 +518,8 @@ def test_a_folder_of_photos(base, folder, style, tmp_path, capsys):
 
 def test_what_is_there_is_not_drawn_again(base, folder, style, tmp_path, monkeypatch):
     output = tmp_path / "pictures"
+    for name in ("cat.txt", "broken.jpg"):
+        (folder / name).unlink()
     run_folder(folder, output, style, base)
     (output / "cup.jpg.png").unlink()
     first = stamps(output)

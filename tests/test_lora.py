@@ -23,6 +23,7 @@ from stylenb.lora import (
     load_lora,
     merge_lora,
     merged,
+    merged_for_now,
     remove_lora,
     save_lora,
     set_scale,
@@ -365,6 +366,39 @@ def test_a_merged_lora_that_covers_a_few_layers_comes_out_again(base, saved, tmp
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(off, weights(base), strict=True))
 
 
+def test_merged_for_now_is_taken_out_to_the_last_bit(base):
+    random_lora(base, "a", seed=1)
+    random_lora(base, "b", seed=2)
+    set_scale(base, {"a": 0.5, "b": -0.5}, {"up": 2.0})
+    active = predict(base)
+    set_scale(base, None)
+    off, before = predict(base), weights(base)
+    with merged_for_now(base, {"a": 0.5, "b": -0.5}, {"up": 2.0}):
+        assert merged(base) == ["a", "b"]
+        assert (predict(base) - active).abs().max() < 1e-5 * active.abs().max()
+    with pytest.raises(RuntimeError, match="out of memory"), merged_for_now(base, "b"):
+        raise RuntimeError("out of memory")
+    with pytest.raises(StylenbError, match="must be a number"), merged_for_now(base, "b", None):
+        pass
+    for name in (None, {}):
+        with merged_for_now(base, name):
+            assert torch.equal(predict(base), off)
+    assert merged(base) == [] and torch.equal(predict(base), off)
+    assert all(torch.equal(a, b) for a, b in zip(weights(base), before, strict=True))
+
+
+def test_merged_for_now_leaves_what_was_merged_to_stay(base):
+    random_lora(base, "a", seed=1)
+    random_lora(base, "b", seed=2)
+    merge_lora(base, "a")
+    output = predict(base)
+    with pytest.raises(StylenbError, match="'a' is merged"), merged_for_now(base, "b"):
+        pass
+    with merged_for_now(base, None):
+        assert torch.equal(predict(base), output)
+    assert merged(base) == ["a"] and torch.equal(predict(base), output)
+
+
 WHILE_MERGED = {
     "merging again": lambda b, file: merge_lora(b, "mine"),
     "merging another": lambda b, file: merge_lora(b, "other"),
@@ -626,6 +660,7 @@ def pickled(protocol=None, **options):
 
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
+KOHYA_ALPHA = KOHYA.replace("lora_down.weight", "alpha")
 DEEP = "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q.lora_A.weight"
 DEEP_KOHYA = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight"
 FLUX = "transformer.transformer_blocks.1.attn.to_q.lora_A.weight"
@@ -652,8 +687,8 @@ SPOILT = {
     "one key more": (spoil(one_more), "1 of its 65 keys", "conv_norm_out", "expected"),
     "another family": (instead(FLUX), "1 of its 1 keys", FLUX),
     "half of kohya's": (instead(KOHYA), "has A of rank 4, expected are A and B"),
-    "kohya's alpha": (instead(KOHYA.replace("lora_down.weight", "alpha")), "has alpha alone"),
-    "kohya, deeper": (instead(KOHYA.replace("0_attn", "7_attn")), "1 of its 1 keys", "'unet."),
+    "kohya's alpha": (instead(KOHYA_ALPHA), "has alpha of the shape (4, 16), expected are A"),
+    "kohya, deeper": (instead(KOHYA.replace("blocks_0", "blocks_7", 1)), "1 of its 1 keys"),
     "kohya's text": (instead("lora_te_text_model_0.lora_up.weight", KOHYA), "text encoder", "_te_"),
     "SDXL, deep": (instead(DEEP), "Stable Diffusion XL", DEEP, "v1.5"),
     "SDXL, two encoders": (instead("lora_te2_x.alpha", KOHYA), "XL", "lora_te2_x", "v1.5"),
