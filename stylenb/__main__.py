@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -38,14 +37,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    stylize = commands.add_parser("stylize", help="draw a photo in a style")
+    stylize = commands.add_parser("stylize", help="draw a photo, or a folder of them, in a style")
     stylize.set_defaults(run=_stylize)
-    stylize.add_argument("photo", metavar="PHOTO", help="a picture file of any size and kind")
     stylize.add_argument(
-        "--style", required=True, metavar="NAME", help="see `styles`; or a LoRA .safetensors file"
+        "photo", metavar="PHOTO", help="a picture file of any size and kind, or a folder of them"
     )
     stylize.add_argument(
-        "--output", required=True, metavar="FILE", help="where the picture goes (.png, .jpg, ...)"
+        "--style",
+        required=True,
+        action="append",
+        type=_style,
+        metavar="NAME[=WEIGHT]",
+        help="see `styles`; or a LoRA .safetensors file; several, each with a weight, are mixed",
+    )
+    stylize.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="where the picture goes (.png, .jpg, ...); of a folder, the folder for PNG files",
     )
     stylize.add_argument(
         "--strength",
@@ -62,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=_number(int, 1, 1000), help="denoising steps (default: the base's own)"
     )
     stylize.add_argument(
+        "--solver",
+        choices=("ddim", "dpm"),
+        default="ddim",
+        help="dpm needs a third of the steps (default: ddim)",
+    )
+    stylize.add_argument(
         "--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of the noise (default: 0)"
     )
     stylize.add_argument(
@@ -72,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("crop", "pad"),
         default="crop",
         help="make the photo square by cropping or by padding (default: crop)",
+    )
+    stylize.add_argument(
+        "--keep-colours", action="store_true", help="the style's strokes in the photo's colours"
+    )
+    stylize.add_argument(
+        "--overwrite", action="store_true", help="of a folder, draw anew what is there already"
     )
 
     styles = commands.add_parser("styles", help="list the styles to choose from")
@@ -99,27 +120,46 @@ def _number(kind, low, high, above=False):
     return parse
 
 
+def _style(text: str) -> tuple[str, float]:
+    """An argparse type: a style and its weight, which is 1 unless it is told."""
+    name, equals, weight = text.rpartition("=")
+    if not equals or Path(text).is_file():
+        return text, 1.0
+    return name, _number(float, -2, 4)(weight)
+
+
 def _stylize(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     # Everything that can be wrong is looked at before torch is loaded, which takes seconds.
-    output = _check_output(options.output)
-    from .photos import open_photo
+    several = Path(options.photo).expanduser().is_dir()
+    if several:
+        output = Path(options.output).expanduser()
+        if output.exists() and not output.is_dir():
+            raise StylenbError(f"'{output}' is no folder, and a folder of photos needs one.")
+    else:
+        output = _check_output(options.output)
+        from .photos import open_photo
 
-    photo = open_photo(options.photo)
-    from .inference import stylize
+        photo = open_photo(options.photo)
+    style = dict(options.style)
+    if len(style) < len(options.style):
+        raise StylenbError("Each --style is given once: add up the weights of one given twice.")
+    if list(style.values()) == [1.0]:
+        (style,) = style
+    names = ("strength", "scale", "steps", "seed", "base", "fit", "solver", "keep_colours")
+    how = {"style": style, **{name: getattr(options, name) for name in names}}
 
-    picture = stylize(
-        photo,
-        style=options.style,
-        strength=options.strength,
-        scale=options.scale,
-        steps=options.steps,
-        seed=options.seed,
-        base=options.base,
-        fit=options.fit,
-    )
-    _save(picture, output)
-    print(f"{output} ({time.perf_counter() - start:.1f} s)")
+    from . import inference
+
+    if several:
+        done = inference.stylize_folder(
+            options.photo, output, overwrite=options.overwrite, **how
+        ).table()
+    else:
+        quality = {} if output.suffix.lower() == ".png" else {"quality": 95}
+        inference.save_picture(inference.stylize(photo, **how), output, **quality)
+        done = output
+    print(f"{done} ({time.perf_counter() - start:.1f} s)")
 
 
 def _check_output(text: str) -> Path:
@@ -137,22 +177,6 @@ def _check_output(text: str) -> Path:
     if not os.access(output.parent, os.W_OK):
         raise StylenbError(f"The folder '{output.parent}' is write-protected: choose another.")
     return output
-
-
-def _save(picture, output: Path) -> None:
-    """Write under a temporary name first, so that a full disk leaves no half picture."""
-    handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=".", suffix=output.suffix)
-    os.close(handle)
-    try:
-        picture.save(temporary, **({"quality": 95} if output.suffix.lower() != ".png" else {}))
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's is for the owner alone
-        os.replace(temporary, output)
-    except OSError as error:
-        raise StylenbError(f"'{output}' cannot be written ({error}): free disk space.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _styles(options: argparse.Namespace) -> None:

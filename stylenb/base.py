@@ -7,6 +7,7 @@ repository or Stable Diffusion v1.5 makes no difference to the caller.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import warnings
@@ -59,7 +60,7 @@ class Base:
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_size = int(unet.config.sample_size) * self.factor
         self.tiny_decoder = None
-        self._empty = None
+        self._empty = self._prompt = None
         for part in (vae, unet, text_encoder):
             part.requires_grad_(False).eval()
 
@@ -153,6 +154,24 @@ class Base:
                 self._empty = self.embed("")
         return self._empty
 
+    def with_prompt(self, prompt: str) -> Base:
+        """This base for a prompt: wherever it is given no embedding, this one stands in for "".
+
+        So `stylize(photo, base=base.with_prompt("a sks style painting"))` redraws with the prompt.
+        The parts are shared, not copied; the text encoder's embedding is the one of now.
+        """
+        import torch
+
+        other = copy.copy(self)
+        with torch.inference_mode(False), torch.no_grad():
+            other._prompt = self.embed(prompt)
+        return other
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance at which a prompt draws best: 7.5 is usual for SD, less suits a small model."""
+        return 7.5 if self.image_size >= 512 else 3.0
+
     def predict_noise(
         self,
         latents: torch.Tensor,
@@ -161,7 +180,8 @@ class Base:
     ) -> torch.Tensor:
         """The UNet's estimate of the noise in noisy latents (N, 4, h, w); same shape and dtype.
 
-        timestep: 0..999, one for all or a tensor (N,). embedding: (1 or N, 77, C); None is "".
+        timestep: 0..999, one for all or a tensor (N,). embedding: (1 or N, 77, C); None is "", or
+        the prompt of with_prompt.
         """
         import torch
 
@@ -175,7 +195,8 @@ class Base:
             raise StylenbError(
                 f"{count} latents need one timestep or {count}, not {tuple(timestep.shape)}."
             )
-        embedding = self.empty if embedding is None else embedding
+        if embedding is None:
+            embedding = self.empty if self._prompt is None else self._prompt
         width = self.unet.config.cross_attention_dim
         if (
             embedding.ndim != 3

@@ -1,9 +1,12 @@
-"""What the training pipeline reaches and what it costs, on this machine.
+"""What the course claims of itself, measured on this machine.
 
-`python -m stylenb.bench styles` trains every held-out style afresh and scores it on scenes that no
-network was trained on; `speed` and `memory` put the pipeline beside the loop that most public
-scripts use. With `--record` the tables are written into data/benchmark.md. Times are of this
-machine and noisy: what to look at are the ratios, which are taken side by side.
+`truth` puts the shipped LoRAs beside every baseline on scenes that no network was trained on and
+whose true rendering is known; `pareto` asks whether the default strength and scale are a sensible
+choice; `inference` puts `stylize` beside the pipeline of diffusers. `styles` trains every held-out
+style afresh and scores it; `speed`, `sd15` and `memory` put the training pipeline beside the loop
+that most public scripts use. `python -m stylenb.bench NAME ...` runs some of them, without a name
+all; with `--record` the tables are written into data/benchmark.md. Times are of this machine and
+noisy: what to look at are the ratios, which are taken side by side.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,75 +29,373 @@ import numpy as np
 import torch
 
 from .base import DATA, Base, autocast, load
-from .inference import denoise
-from .lora import add_lora, remove_lora, set_scale
+from .baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
+from .errors import StylenbError
+from .inference import stylize, stylize_folder
+from .lora import add_lora, available_styles, remove_lora, set_scale
 from .losses import noise_loss
-from .photos import to_pictures, to_tensor
+from .photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
+from .pocket import pretrain
 from .pocket.data import TEST_SEEDS
-from .pocket.pretrain import content_pictures, style_pictures
 from .pocket.scenes import draw_scene
 from .pocket.styles import HELD_OUT, apply_style
-from .scores import judge, lpips_distance
+from .scores import (
+    at_equal_content,
+    edge_agreement,
+    interval,
+    judge,
+    mean_and_error,
+    pareto,
+    pixel_distance,
+    redraw,
+    sweep,
+    truth_distance,
+    with_error,
+)
 from .training import Settings, train_style
 
 SCENES = 32
+DISTANCES = {
+    "truth": "as the judge's network sees it",
+    "pixels": "in pixels, 1 - SSIM of Lab at three sizes",
+}
 
 
 def row(*cells) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def with_error(values) -> str:
-    """Mean and standard error of the mean."""
-    values = np.asarray(values, float)
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+def table(heads: Sequence, rows: Sequence[Sequence]) -> list[str]:
+    return [row(*heads), row(*["---"] * len(heads)), *(row(*cells) for cells in rows)]
 
 
-@torch.no_grad()
-def redraw(base: Base, pictures: list) -> list:
-    """Pictures through the base as it is now, each with a noise of its own."""
-    found = []
-    for seed, picture in enumerate(pictures):
-        latents = base.encode(to_tensor(picture))
-        latents = denoise(base, latents, base.default_strength, base.default_steps, seed)
-        found += to_pictures(base.decode(latents))
+def scenes_of(base: Base, count: int) -> list:
+    """Photo-like scenes of the base's size that no network was trained on."""
+    return [draw_scene(TEST_SEEDS + i, base.image_size).picture for i in range(count)]
+
+
+def renderings(style: str, scenes: list) -> list:
+    """How these scenes really look in a style."""
+    return [apply_style(style, scene, TEST_SEEDS + i) for i, scene in enumerate(scenes)]
+
+
+def style_pictures(base: Base, style: str) -> list:
+    """The pictures that a style is learned from, of the base's size."""
+    return [open_photo(p, base.image_size) for p in pretrain.style_pictures(style)]
+
+
+def content_pictures(base: Base) -> list:
+    return [open_photo(p, base.image_size) for p in pretrain.content_pictures()]
+
+
+def shipped_loras() -> dict[str, Path]:
+    """The LoRAs of styles that the base has never seen."""
+    found = {name: file for name, file in available_styles().items() if name in HELD_OUT}
+    if not found:
+        raise StylenbError(
+            "data/loras holds no LoRA to measure: run `python -m stylenb.pocket.pretrain loras`."
+        )
     return found
+
+
+# -------------------------------------------------------------------------------------- truth
+
+
+def bench_truth(
+    base: str | Path = "pocket",
+    loras: Mapping[str, Path] | None = None,
+    count: int = SCENES,
+    baselines: Mapping[str, Baseline] = BASELINES,
+) -> list[str]:
+    """Every LoRA at the default strength and scale against every baseline that keeps as much."""
+    loras, base = loras or shipped_loras(), load(base)
+    scenes = scenes_of(base, count)
+    seconds = dict.fromkeys(["LoRA", *baselines], 0.0)
+
+    def draw(name: str, examples: list | None) -> list:
+        began = time.perf_counter()
+        one = baselines[name]
+        drawn = [(s, one.draw(scenes, examples, s, base)) for s in one.strengths]
+        seconds[name] += time.perf_counter() - began
+        return drawn
+
+    # What does not look at the style is the same for all of them.
+    drawn = {name: draw(name, None) for name, one in baselines.items() if not one.sees_style}
+    rows: dict[str, list] = {score: [] for score in DISTANCES}
+    nearest, apart = dict.fromkeys(DISTANCES, 0), dict.fromkeys(DISTANCES, 0)
+    for style, file in loras.items():
+        truth, examples = renderings(style, scenes), style_pictures(base, style)
+        began = time.perf_counter()
+        (lora,) = sweep(base, scenes, file, [base.default_strength], truth=truth)
+        seconds["LoRA"] += time.perf_counter() - began
+        kept = lora["edges"].mean().item()
+        ceiling = encode_and_decode(base, truth)
+        curves = {
+            name: [
+                {"strength": s, **distances(p, truth), "edges": edge_agreement(p, scenes)}
+                for s, p in drawn.get(name) or draw(name, examples)
+            ]
+            for name in baselines
+        }
+        for score, best_possible in distances(ceiling, truth).items():
+            others = {
+                name: at_equal_content(curve, kept, score=score) for name, curve in curves.items()
+            }
+            low = min(interval(point[score])[0] for point in others.values())
+            least = min(point[score].mean() for point in others.values())
+            near, clear = bool(lora[score].mean() < least), bool(interval(lora[score])[1] < low)
+            nearest[score] += near
+            apart[score] += clear
+            rows[score].append(
+                [
+                    style,
+                    f"{kept:.2f}",
+                    f"**{with_interval(lora[score])}**",
+                    *(
+                        f"{with_interval(point[score])} at {point['strength']:.2f}"
+                        for point in others.values()
+                    ),
+                    f"{best_possible.mean():.3f}",
+                    "yes, apart" if clear else "yes" if near else "no",
+                ]
+            )
+            print(row(score, *rows[score][-1]), flush=True)
+    lines = [
+        f"{len(loras)} styles x {count} scenes; LoRA at strength {base.default_strength:g}, scale "
+        f"1, {base.default_steps} steps. Each baseline has the setting of its knob (after *at*) "
+        "that comes nearest to the truth among those that keep at least as much of the scene as "
+        "the LoRA does, by the agreement of their edges (*kept*); between settings its scores are "
+        f"interpolated. Gatys ran {GATYS_STEPS} steps a picture. ± is half of the 95 % interval of "
+        "the mean; *apart* says that the LoRA's interval overlaps with none. *Limit* is the true "
+        "rendering after the autoencoder alone.",
+    ]
+    for score, how in DISTANCES.items():
+        heads = ["style", "kept", "LoRA", *baselines, "limit", "LoRA nearest"]
+        lines += ["", f"Distance to the truth {how}:", "", *table(heads, rows[score]), ""]
+        lines.append(
+            f"The LoRA is nearer than every baseline in {nearest[score]} of {len(loras)} styles, "
+            f"with intervals that do not overlap in {apart[score]}."
+        )
+    times = ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items())
+    return [*lines, "", f"Seconds in all: {times}."]
+
+
+def distances(pictures: list, truth: list) -> dict[str, torch.Tensor]:
+    return {
+        "truth": truth_distance(pictures, truth),
+        "pixels": pixel_distance(pictures, truth),
+    }
+
+
+def with_interval(values) -> str:
+    """Mean ± half of its 95 % interval."""
+    low, high = interval(values)
+    return f"{(low + high) / 2:.3g} ± {(high - low) / 2:.2g}"
+
+
+# ------------------------------------------------------------------------------------- pareto
+
+
+def bench_pareto(
+    base: str | Path = "pocket",
+    loras: Mapping[str, Path] | None = None,
+    count: int = 8,
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    scales: Sequence[float] = (0.5, 1.0, 1.5),
+) -> list[str]:
+    """Strength x scale for every LoRA: is the default beaten by another setting?"""
+    loras, base = loras or shipped_loras(), load(base)
+    scenes, default = scenes_of(base, count), (base.default_strength, 1.0)
+    strengths, scales = sorted({*strengths, default[0]}), sorted({*scales, default[1]})
+    found = {
+        style: sweep(base, scenes, file, strengths, scales, renderings(style, scenes), style)
+        for style, file in loras.items()
+    }
+    settings = [(r["strength"], r["scale"]) for r in next(iter(found.values()))]
+    found["all styles"] = [
+        {key: torch.cat([rows[i][key] for rows in found.values()]) for key in (*AXES, "edges")}
+        for i in range(len(settings))
+    ]
+    here = settings.index(default)
+    cells = []
+    for style, rows in found.items():
+        least = min(range(len(rows)), key=lambda i: rows[i]["truth"].mean())
+        cells.append(
+            [
+                style,
+                *(f"{rows[here][key].mean():.3f}" for key in ("edges", *AXES)),
+                *(standing(rows, settings, here, key, sign) for key, sign in AXES.items()),
+                f"{settings[least][0]:g} x {settings[least][1]:g} "
+                f"({rows[least]['truth'].mean():.3f})",
+            ]
+        )
+        print(row(*cells[-1]), flush=True)
+    best = pareto([[-r["edges"].mean(), r["truth"].mean()] for r in found["all styles"]])
+    curve = ", ".join(f"{settings[i][0]:g} x {settings[i][1]:g}" for i in best)
+    heads = ["style", "kept", "truth", "judge", "kept and truth", "kept and judge", "nearest"]
+    return [
+        f"Strengths {', '.join(f'{s:g}' for s in strengths)} x scales "
+        f"{', '.join(f'{s:g}' for s in scales)} on {count} scenes. *Kept* is the agreement of "
+        "edges with the photo, *truth* the distance to the true rendering, *judge* the judge's "
+        f"probability of the style, all three at the default {default[0]:g} x {default[1]:g}. Then "
+        "whether the default lies on the curve of these two, or which settings beat it, each with "
+        "its lead ± the standard error of the difference; and the setting nearest to the truth.",
+        "",
+        *table(heads, cells),
+        "",
+        f"The curve of what is kept and the truth over all styles, strength x scale: {curve}.",
+    ]
+
+
+AXES = {"truth": 1, "judge": -1}  # what is better: less of the first, more of the second
+
+
+def standing(rows: list[dict], settings: list, here: int, key: str, sign: int) -> str:
+    """Whether the row `here` is on the Pareto curve of "edges" and `key`, or what beats it."""
+    points = np.array([[-r["edges"].mean(), sign * r[key].mean()] for r in rows])
+    if here in pareto(points):
+        return "on the curve"
+    better = (points <= points[here]).all(axis=1) & (points < points[here]).any(axis=1)
+    leads = {
+        i: mean_and_error(sign * (rows[here][key] - rows[i][key])) for i in better.nonzero()[0]
+    }
+    return "beaten by " + ", ".join(
+        f"{settings[i][0]:g} x {settings[i][1]:g} ({mean:.3f} ± {error:.3f})"
+        for i, (mean, error) in leads.items()
+    )
+
+
+# ---------------------------------------------------------------------------------- inference
+
+
+def bench_inference(
+    base: str | Path = "pocket",
+    lora: Path | None = None,
+    rounds: int = 9,
+    photos: int = 100,
+    photo_side: int = 640,
+) -> list[str]:
+    """`stylize` and the pipeline of diffusers with the same LoRA, steps and strength, in turns."""
+    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+
+    file = Path(lora or next(iter(shipped_loras().values())))
+    own = load(base)
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
+        own.folder, torch_dtype=own.dtype, safety_checker=None, requires_safety_checker=False
+    ).to(own.device)
+    pipe.scheduler = DDIMScheduler.from_config(own.scheduler.config)
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    pipe.set_progress_bar_config(disable=True)
+    photo = sample_photo("chelsea", own.image_size)
+    how = {"strength": own.default_strength, "num_inference_steps": own.default_steps}
+
+    def diffusers(**guidance):
+        return pipe("", photo, generator=torch.Generator().manual_seed(0), **how, **guidance)
+
+    calls: dict[str, Callable] = {
+        "stylize": lambda: stylize(photo, file, base=own),
+        "diffusers, default guidance": diffusers,
+        "diffusers, guidance 1": lambda: diffusers(guidance_scale=1.0),
+    }
+    work = {}
+    for name, call in calls.items():
+        call()  # the first one loads the LoRA, and warms up
+        with counted(own.unet if name == "stylize" else pipe.unet) as batches:
+            call()
+        work[name] = f"{len(batches)} of {'/'.join(map(str, sorted(set(batches))))}"
+    taken = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name].append(timed(call))
+    ours, guided, plain = (np.array(seconds) for seconds in taken.values())
+    ratios = ["1", *(f"{np.median(other / ours):.2f}" for other in (guided, plain))]
+    aims = ["under 2 s", "at least 1.8", f"at least {1 / 1.05:.2f}"]
+    rows = [
+        [name, f"{np.median(seconds):.3f}", work[name], ratio, aim]
+        for (name, seconds), ratio, aim in zip(taken.items(), ratios, aims, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "photos"
+        source.mkdir()
+        for i in range(photos):
+            name = SAMPLE_PHOTOS[i % len(SAMPLE_PHOTOS)]
+            sample_photo(name, photo_side).save(source / f"{i:03d}.jpg", quality=90)
+        whole = timed(
+            lambda: stylize_folder(source, Path(folder) / "out", file, base=own, progress=False)
+        )
+        done = len(list((Path(folder) / "out").glob("*.png")))
+    return [
+        f"One photo at {own.image_size} px, strength {own.default_strength:g}, "
+        f"{own.default_steps} steps, {str(own.dtype).removeprefix('torch.')}, {rounds} rounds in "
+        "turns: medians, and the median of the ratios within a round.",
+        "",
+        *table(["what", "seconds", "calls of the UNet", "times as long", "aim"], rows),
+        "",
+        f"A folder of {done} JPEG photos of {photo_side} px took {whole:.1f} s, "
+        f"{whole / done:.2f} s a photo (aim: 100 in under 60 s).",
+    ]
+
+
+@contextmanager
+def counted(unet):
+    """The batch size of every call of the UNet inside, as a list."""
+    batches: list[int] = []
+    handle = unet.register_forward_hook(lambda module, given, out: batches.append(len(given[0])))
+    try:
+        yield batches
+    finally:
+        handle.remove()
+
+
+def timed(call: Callable) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 # ------------------------------------------------------------------------------------- styles
 
 
-def bench_styles(styles=HELD_OUT, settings: Settings | None = None) -> list[str]:
-    """Every style trained from its 16 pictures, then put on 32 scenes whose true rendering is
-    known: seconds, share that the judge names rightly, and distance to the true rendering."""
-    settings = settings or Settings()
-    base = load("pocket")
-    scenes = [draw_scene(TEST_SEEDS + i).picture for i in range(SCENES)]
+def bench_styles(
+    base: str | Path = "pocket",
+    styles: Sequence[str] = HELD_OUT,
+    settings: Settings | None = None,
+    count: int = SCENES,
+) -> list[str]:
+    """Every style trained from its 16 pictures, then put on scenes whose true rendering is known:
+    seconds, share that the judge names rightly, and distance to the true rendering."""
+    settings, base = settings or Settings(), load(base)
+    scenes = scenes_of(base, count)
     plain = redraw(base, scenes)
-    rows = [
-        row("style", "seconds", "judged right", "without LoRA", "LPIPS to truth", "photo", "plain"),
-        row(*["---"] * 7),
-    ]
+    rows = []
     for style in styles:
-        truth = [apply_style(style, scene, TEST_SEEDS + i) for i, scene in enumerate(scenes)]
+        truth = renderings(style, scenes)
         history = train_style(
-            base, style_pictures(style), content_pictures(), style, settings, progress=False
+            base,
+            style_pictures(base, style),
+            content_pictures(base),
+            style,
+            settings,
+            progress=False,
         )
         results = redraw(base, scenes)
         remove_lora(base, style)
         shares = [np.mean([g == style for g in judge(p)]) for p in (results, plain)]
-        distances = [with_error(lpips_distance(p, truth)) for p in (results, scenes, plain)]
+        errors = [with_error(truth_distance(p, truth)) for p in (results, scenes, plain)]
         rows.append(
-            row(style, f"{history.seconds:.0f}", *(f"{share:.0%}" for share in shares), *distances)
+            [style, f"{history.seconds:.0f}", *(f"{share:.0%}" for share in shares), *errors]
         )
-        print(rows[-1], flush=True)
+        print(row(*rows[-1]), flush=True)
+    heads = ["style", "seconds", "judged right", "without LoRA", "to the truth", "photo", "plain"]
     return [
-        f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}; {SCENES} scenes "
-        f"redrawn at strength {base.default_strength}, {base.default_steps} steps. *Photo* is the "
-        "scene as it was, *plain* is image-to-image without LoRA; ± is the standard error. LPIPS "
-        "looks through the network that was in the training loss, the judge was in none.",
+        f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}; {count} scenes "
+        f"redrawn at strength {base.default_strength:g}, {base.default_steps} steps. Distances to "
+        "the true rendering: of the LoRA's picture, of the *photo* as it was, and of *plain* "
+        "image-to-image without LoRA; ± is the standard error. The judge, through which they are "
+        "taken, was in no training loss.",
         "",
-        *rows,
+        *table(heads, rows),
     ]
 
 
@@ -139,45 +442,61 @@ def seconds_of(call, count: int) -> float:
 
 def own_loop(base: Base, pictures: list, settings: Settings) -> float:
     """Seconds a step of train_style, averaged over its steps with and without picture losses."""
-    history = train_style(base, pictures, content_pictures(), "own", settings, progress=False)
+    history = train_style(base, pictures, content_pictures(base), "own", settings, progress=False)
     remove_lora(base, "own")
-    seconds = [row["seconds"] for row in history.rows]
+    seconds = [step["seconds"] for step in history.rows]
     cycle = settings.picture_every
     by_phase = [np.median(seconds[cycle:][phase::cycle]) for phase in range(cycle)]
     return float(np.mean(by_phase))
 
 
-def bench_speed(steps: int = 24) -> list[str]:
+def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -> list[str]:
     """Rounds of each loop in turn, so that a busy machine slows all of them alike."""
-    pictures = style_pictures(HELD_OUT[0])
     settings = Settings(steps=steps)
     plain = replace(settings, lpips_weight=0.0, style_weight=0.0)
     taken: dict[str, list[float]] = {"public loop": [], "L2": [], "L2 + LPIPS + style": []}
-    for _ in range(3):
-        base = load("pocket")
+    for _ in range(rounds):
+        loaded = load(base)  # with the text encoder, which train_style drops
+        pictures = style_pictures(loaded, HELD_OUT[0])
         taken["public loop"].append(
-            public_loop(base, pictures, "a painting", steps // 3, settings.batch_size)
+            public_loop(loaded, pictures, "a painting", steps // 3, settings.batch_size)
         )
-        taken["L2"].append(own_loop(base, pictures, plain))
-        taken["L2 + LPIPS + style"].append(own_loop(base, pictures, settings))
+        taken["L2"].append(own_loop(loaded, pictures, plain))
+        taken["L2 + LPIPS + style"].append(own_loop(loaded, pictures, settings))
     public, l2, full = (np.median(values) for values in taken.values())
+    rows = [
+        ["public loop", f"{public:.3f}", "1", ""],
+        ["L2", f"{l2:.3f}", f"{public / l2:.2f} times faster than the public loop", "2"],
+        ["L2 + LPIPS + style", f"{full:.3f}", f"{full / l2:.2f} of L2 alone", "1.5"],
+    ]
     return [
-        f"Steps of {settings.batch_size} on the pocket base, rank {settings.rank}. The public loop "
-        "puts pictures through the VAE and prompts through the text encoder at every step, in "
-        "float32.",
+        f"Steps of {settings.batch_size}, rank {settings.rank}. The public loop puts pictures "
+        "through the VAE and prompts through the text encoder at every step, in float32.",
         "",
-        row("loop", "seconds a step", "ratio", "aim"),
-        row(*["---"] * 4),
-        row("public loop", f"{public:.3f}", "1", ""),
-        row("L2", f"{l2:.3f}", f"{public / l2:.2f} times faster than the public loop", "2"),
-        row("L2 + LPIPS + style", f"{full:.3f}", f"{full / l2:.2f} of L2 alone", "1.5"),
+        *table(["loop", "seconds a step", "ratio", "aim"], rows),
     ]
 
 
-SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD15 = {
+    "side": 512,
+    "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "vae": {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
+    "text": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+}
 
 
-def bench_sd15() -> list[str]:
+def bench_sd15(sizes: Mapping = SD15, rounds: int = 2) -> list[str]:
     """One training step of LoRA, rank 4, batch 1, 512 px, with SD v1.5's sizes and random weights:
     with VAE and text encoder at every step in float32, and without them in what this CPU has."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -185,26 +504,16 @@ def bench_sd15() -> list[str]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     device = torch.device("cpu")
-    unet = UNet2DConditionModel(**SD15).requires_grad_(False)
+    unet = UNet2DConditionModel(**sizes["unet"]).requires_grad_(False)
     unet.add_adapter(
         LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
     )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-        )
-    )
-    random = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, 512, 512, generator=random).clamp(-1, 1)
-    latents = torch.randn(1, 4, 64, 64, generator=random)
-    states = torch.randn(1, 77, 768, generator=random)
+    vae = AutoencoderKL(**sizes["vae"])
+    text = CLIPTextModel(CLIPTextConfig(**sizes["text"]))
+    side, random = sizes["side"], torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, side, side, generator=random).clamp(-1, 1)
+    latents = torch.randn(1, 4, side // 8, side // 8, generator=random)
+    states = torch.randn(1, 77, sizes["text"]["hidden_size"], generator=random)
     t = torch.tensor([500])
 
     def step(public: bool):
@@ -220,17 +529,21 @@ def bench_sd15() -> list[str]:
         for p in unet.parameters():
             p.grad = None
 
+    for public in (True, False):
+        step(public)
     taken = {public: [] for public in (True, False)}
-    for public in (True, False, True, False):
-        taken[public].append(seconds_of(lambda public=public: step(public), 1))
-    public, own = (float(np.mean(taken[public])) for public in (True, False))
+    for _ in range(rounds):
+        for public, seconds in taken.items():
+            seconds.append(timed(lambda public=public: step(public)))
+    public, own = (float(np.mean(seconds)) for seconds in taken.values())
+    rows = [
+        ["public loop", f"{public:.3g}", "1", ""],
+        ["L2", f"{own:.3g}", f"{public / own:.2f} times faster", "1.3"],
+    ]
     return [
-        "A step of batch 1 at 512 px with SD v1.5's real sizes and random weights, rank 4:",
+        f"A step of batch 1 at {side} px with SD v1.5's real sizes and random weights, rank 4:",
         "",
-        row("loop", "seconds a step", "ratio", "aim"),
-        row(*["---"] * 4),
-        row("public loop", f"{public:.1f}", "1", ""),
-        row("L2", f"{own:.1f}", f"{public / own:.2f} times faster", "1.3"),
+        *table(["loop", "seconds a step", "ratio", "aim"], rows),
     ]
 
 
@@ -246,55 +559,83 @@ CONFIGURATIONS = {
 }
 
 
-def peak_memory(name: str) -> None:
+def peak_memory(name: str, base: str | Path = "pocket") -> None:
     """Run one configuration for a few steps and print this process's peak resident memory in MB."""
-    base = load("pocket")
+    try:
+        import resource
+    except ImportError as error:
+        raise StylenbError("The memory is measured on Linux and macOS only.") from error
+    loaded = load(base)
     if CONFIGURATIONS[name] is not None:
         settings = Settings(steps=4, **CONFIGURATIONS[name])
-        train_style(
-            base, style_pictures(HELD_OUT[0]), content_pictures(), settings=settings, progress=False
-        )
-        set_scale(base, None)
+        pictures = style_pictures(loaded, HELD_OUT[0])
+        train_style(loaded, pictures, content_pictures(loaded), settings=settings, progress=False)
+        set_scale(loaded, None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(peak / (1e6 if sys.platform == "darwin" else 1e3)))
 
 
-def bench_memory() -> list[str]:
-    rows = [row("configuration", "peak memory of the process, MB"), row("---", "---")]
-    for name in CONFIGURATIONS:
-        command = [sys.executable, "-m", "stylenb.bench", "peak", "--configuration", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=DATA.parent)
-        rows.append(row(name, f"{float(done.stdout.split()[-1]):.0f}"))
-    return rows
+def bench_memory(
+    base: str | Path = "pocket", configurations: Sequence[str] = tuple(CONFIGURATIONS)
+) -> list[str]:
+    """Every configuration in a process of its own, since a peak never falls."""
+    rows = []
+    for name in configurations:
+        command = [sys.executable, "-m", "stylenb.bench", "peak"]
+        command += ["--configuration", name, "--base", str(base)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent)
+        if done.returncode:
+            raise StylenbError(
+                f"The run {name!r} failed: {(done.stderr.strip() or 'no output').splitlines()[-1]}"
+            )
+        rows.append([name, f"{float(done.stdout.split()[-1]):.0f}"])
+    return table(["configuration", "peak memory of the process, MB"], rows)
 
 
 BENCHES = {
+    "truth": (bench_truth, "LoRA against the baselines, by distance to the truth"),
+    "pareto": (bench_pareto, "Are the default strength and scale well chosen?"),
+    "inference": (bench_inference, "Stylising: time"),
     "styles": (bench_styles, "Seven styles that the base has never seen"),
-    "speed": (bench_speed, "Speed"),
-    "sd15": (bench_sd15, "Speed at the sizes of Stable Diffusion v1.5"),
-    "memory": (bench_memory, "Memory"),
+    "speed": (bench_speed, "Training: speed"),
+    "sd15": (bench_sd15, "Training: speed at the sizes of Stable Diffusion v1.5"),
+    "memory": (bench_memory, "Training: memory"),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m stylenb.bench", description=__doc__)
-    parser.add_argument("which", nargs="*", choices=[*BENCHES, "peak"], help="all of them")
+    parser = argparse.ArgumentParser(
+        prog="python -m stylenb.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "which", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)}; all of them without a name"
+    )
     parser.add_argument("--record", action="store_true", help="write into data/benchmark.md")
+    parser.add_argument("--base", default="pocket", help="pocket or a model folder")
     parser.add_argument("--configuration", choices=CONFIGURATIONS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.which == ["peak"]:
-        return peak_memory(args.configuration)
-    card = DATA / "benchmark.md"
+        return peak_memory(args.configuration or next(iter(CONFIGURATIONS)), args.base)
+    unknown = [name for name in args.which if name not in BENCHES]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}: choose {', '.join(BENCHES)}")
     for name in args.which or BENCHES:
         bench, title = BENCHES[name]
-        lines = bench()
+        began = time.perf_counter()
+        lines = bench(**({} if name == "sd15" else {"base": args.base}))
+        lines += ["", f"This took {time.perf_counter() - began:.0f} s."]
         print(f"\n## {title}\n\n" + "\n".join(lines), flush=True)
         if args.record:
-            record(card, name, title, lines)
+            record(DATA / "benchmark.md", name, title, lines)
 
 
 def record(card: Path, name: str, title: str, lines: list[str]) -> None:
+    """Put a section into the card, in place of the one of this name if there is one."""
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
     section = (
         f"<!-- {name} -->\n## {title}\n\n`python -m stylenb.bench {name}` on {machine}.\n\n"
         + "\n".join(lines)
@@ -303,7 +644,9 @@ def record(card: Path, name: str, title: str, lines: list[str]) -> None:
     text = card.read_text(encoding="utf-8") if card.exists() else "# Benchmark\n\n"
     marks = re.compile(rf"(?s)<!-- {name} -->\n.*<!-- /{name} -->\n")
     text = marks.sub(lambda _: section, text) if marks.search(text) else text + section + "\n"
-    card.write_text(text, encoding="utf-8")
+    temporary = card.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(card)
 
 
 if __name__ == "__main__":

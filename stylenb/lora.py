@@ -9,20 +9,29 @@ import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers.utils import convert_state_dict_to_kohya
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .base import DATA, Base
+from .base import DATA, SD15_TEXT_WIDTH, Base
 from .errors import StylenbError
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of self-attention and cross-attention alike
+GROUPS = {  # of layers, and what stands in their names
+    "self": "attn1",
+    "cross": "attn2",
+    "down": "down_blocks",
+    "mid": "mid_block",
+    "up": "up_blocks",
+}
 
 
 def add_lora(base: Base, name: str, rank: int = 8, alpha: float = 1.0, seed: int = 0) -> list:
@@ -59,28 +68,35 @@ def adapters(base: Base) -> list[str]:
     return list(getattr(base.unet, "peft_config", {}))
 
 
-def set_scale(base: Base, name: str | Mapping[str, float] | None, scale: float = 1.0) -> None:
+def set_scale(
+    base: Base,
+    name: str | Mapping[str, float] | None,
+    scale: float | Mapping[str, float] = 1.0,
+) -> None:
     """Make `name` the only active LoRA, multiplied by `scale`; None switches all of them off.
 
     A dict {name: scale, ...} makes several active at once. What they add to W is summed, each
     whole: W' = W + s1 alpha1 A1 B1 + s2 alpha2 A2 B2. `scale` then multiplies all of them.
 
+    scale: a number, or one for each group of layers, {"self": 0.5, "up": 2}. The groups are "self"
+    and "cross" (attention), and "down", "mid" and "up" (blocks); a layer that is in two of them is
+    multiplied by both, and one that is in none keeps 1.
+
     While a LoRA is merged it is part of W: None leaves it there, and anything else raises
-    StylenbError, as do a name that is not loaded and a scale that is not finite.
+    StylenbError, as do a name that is not loaded, an unknown group, and a scale that is not finite.
     """
     scales = dict(name) if isinstance(name, Mapping) else {} if name is None else {name: 1.0}
+    groups = dict(scale) if isinstance(scale, Mapping) else {}
+    for group in groups:
+        if group not in GROUPS:
+            raise StylenbError(
+                f"There is no group of layers {group!r} to scale: choose {', '.join(GROUPS)}."
+            )
+        groups[group] = _finite(f"the group {group!r}", groups[group])
     for one, its_scale in scales.items():
         if one not in adapters(base):
             raise StylenbError(f"No LoRA named {one!r} is loaded: load_lora(base, ...) does that.")
-        try:
-            scales[one] = float(its_scale) * float(scale)
-        except (TypeError, ValueError):
-            scales[one] = math.nan
-        if not math.isfinite(scales[one]):
-            raise StylenbError(
-                f"The scale of the LoRA {one!r} must be a number, not NaN or infinity: it is "
-                f"{its_scale!r} x {scale!r}."
-            )
+        scales[one] = _finite(f"the LoRA {one!r}", its_scale, 1.0 if groups else scale)
     if not scales:
         if adapters(base) and not merged(base):  # peft unmerges what is switched off
             base.unet.disable_adapters()
@@ -88,10 +104,30 @@ def set_scale(base: Base, name: str | Mapping[str, float] | None, scale: float =
     _refuse_merged(base)
     base.unet.enable_adapters()
     base.unet.set_adapters(list(scales), list(scales.values()))
+    for key, layer in base.unet.named_modules() if groups else ():
+        if isinstance(layer, LoraLayer):
+            factor = math.prod(groups[g] for g in groups if GROUPS[g] in key.split("."))
+            for one in scales:
+                layer.set_scale(one, scales[one] * factor)
     base.unet.requires_grad_(False)  # peft takes an active adapter for one to be trained
 
 
-def merge_lora(base: Base, name: str | Mapping[str, float], scale: float = 1.0) -> None:
+def _finite(whose: str, *factors) -> float:
+    try:
+        product = math.prod(map(float, factors))
+    except (TypeError, ValueError):
+        product = math.nan
+    if not math.isfinite(product):
+        raise StylenbError(
+            f"The scale of {whose} must be a number, not NaN or infinity: it is "
+            f"{' x '.join(map(repr, factors))}."
+        )
+    return product
+
+
+def merge_lora(
+    base: Base, name: str | Mapping[str, float], scale: float | Mapping[str, float] = 1.0
+) -> None:
     """Add the LoRA to the weights themselves, W <- W + scale * alpha A B, so that it costs no time.
 
     The output is that of set_scale(base, name, scale), to within rounding; `name` may be a dict
@@ -130,6 +166,29 @@ def unmerge_lora(base: Base) -> None:
         if layer.merged:
             layer.unmerge()
     set_scale(base, None)
+
+
+@contextmanager
+def merged_for_now(
+    base: Base,
+    name: str | Mapping[str, float] | None,
+    scale: float | Mapping[str, float] = 1.0,
+) -> Iterator[None]:
+    """merge_lora inside, if there is one to merge; afterwards W is what it was to the last bit, and
+    all LoRAs are switched off. It keeps a copy of the weights that it changes meanwhile."""
+    if name:
+        _refuse_merged(base)
+    layers = _lora_layers(base) if name else []
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    try:
+        if name:
+            merge_lora(base, name, scale)
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)
+            layer.merged_adapters.clear()
+        set_scale(base, None)
 
 
 def merged(base: Base) -> list[str]:
@@ -227,31 +286,100 @@ def save_lora(base: Base, path: str | Path, name: str = "style", about: dict | N
     Rank and alpha are in the metadata, so that `load_lora` and `pipe.load_lora_weights` restore
     them; `about` (how it was trained) is kept there too and read back by `about_lora`.
     """
-    if name not in adapters(base):
-        raise StylenbError(f"No LoRA named {name!r} is loaded, so there is nothing to save.")
-    path = Path(path)
-    state = get_peft_model_state_dict(base.unet, adapter_name=name)
-    state = {
-        f"unet.{key}": value.detach().cpu().half().contiguous() for key, value in state.items()
-    }
-    config = base.unet.peft_config[name]
+    state, config = _state(base, name), base.unet.peft_config[name]
+    targets = config.target_modules  # text if it is a pattern, which a file from elsewhere may have
     kept = {
         "r": config.r,
         "lora_alpha": config.lora_alpha,
-        "target_modules": sorted(config.target_modules),
-        "rank_pattern": {},  # diffusers 0.37 cannot do without these two
-        "alpha_pattern": {},
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "rank_pattern": config.rank_pattern,  # diffusers 0.37 cannot do without these two
+        "alpha_pattern": config.alpha_pattern,
+        "use_rslora": config.use_rslora,
     }
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in kept.items()})}
+    return _write(base, Path(path), state, metadata, about)
+
+
+def export_lora(base: Base, name: str, folder: str | Path, about: dict | None = None) -> list[Path]:
+    """Write the LoRA `name` into a folder for other programs to read, and return the two files.
+
+    NAME.safetensors is in the layout of diffusers, see save_lora. NAME.kohya.safetensors is in that
+    of https://github.com/kohya-ss/sd-scripts, which ComfyUI and A1111 read: lora_down is A,
+    lora_up is B, and W' = W + alpha / rank * up @ down, so its alpha is the course's times the
+    rank, for every layer its own. load_lora reads both back.
+    """
+    folder = Path(folder)
+    state = convert_state_dict_to_kohya(_state(base, name))
+    by_root = base.unet.peft_config[name].use_rslora  # alpha / rank ** 0.5
+    ranks, alphas = {}, {}
+    for key, layer in _own_layers(base, name):
+        ranks[key] = rank = layer.r[name]
+        alphas[key] = float(layer.lora_alpha[name] * (rank**0.5 if by_root else 1))
+        state[f"{_kohya(key)}.alpha"] = torch.tensor(alphas[key])  # the converter's is the rank
+    config = _config(ranks, alphas)
     metadata = {
-        "format": "pt",
-        "lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in kept.items()}),
-        "stylenb": json.dumps({"base": base.name, **(about or {})}),
+        "ss_output_name": name,
+        "ss_sd_model_name": base.name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config["r"]),
+        "ss_network_alpha": str(config["lora_alpha"]),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if base.unet.config.cross_attention_dim == SD15_TEXT_WIDTH:
+        metadata["ss_base_model_version"] = "sd_v1"
+    return [
+        save_lora(base, folder / f"{name}.safetensors", name, about),
+        _write(base, folder / f"{name}.kohya.safetensors", state, metadata, about),
+    ]
+
+
+def _state(base: Base, name: str) -> dict[str, torch.Tensor]:
+    """The weights of the LoRA as a file holds them: in half precision, under diffusers' names."""
+    if name not in adapters(base):
+        raise StylenbError(f"No LoRA named {name!r} is loaded, so there is nothing to save.")
+    # peft 0.17's own function takes in every LoRA whose name begins with this one
+    return {
+        f"unet.{key}.{part}.weight": getattr(layer, part)[name].weight.detach().cpu().half()
+        for key, layer in _own_layers(base, name)
+        for part in ("lora_A", "lora_B")
+    }
+
+
+def _own_layers(base: Base, name: str) -> list[tuple[str, LoraLayer]]:
+    layers = base.unet.named_modules()
+    return [(k, m) for k, m in layers if isinstance(m, LoraLayer) and name in m.lora_A]
+
+
+def _write(base: Base, path: Path, state: dict, metadata: dict, about: dict | None) -> Path:
+    told = {"base": base.name, **(about or {})}
     temporary = path.with_suffix(".tmp")
-    save_file(state, temporary, metadata)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, temporary, {"format": "pt", **metadata, "stylenb": json.dumps(told)})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StylenbError(
+            f"{path} cannot be written ({error}): free disk space, or choose another folder."
+        ) from error
     return path
+
+
+def _kohya(key: str) -> str:
+    """The name that kohya's scripts give to a layer of the UNet."""
+    return f"lora_unet_{key.replace('.', '_')}"
+
+
+def _config(ranks: dict[str, int], alphas: dict[str, float]) -> dict:
+    """The LoraConfig of layers with these ranks and peft's alphas, in parts."""
+    rank, alpha = (Counter(d.values()).most_common(1)[0][0] for d in (ranks, alphas))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": list(ranks),
+        "rank_pattern": {f"^{key}": r for key, r in ranks.items() if r != rank},
+        "alpha_pattern": {f"^{key}": a for key, a in alphas.items() if a != alpha},
+    }
 
 
 def about_lora(path: str | Path) -> dict:
@@ -264,8 +392,8 @@ def load_lora(base: Base, style: str | Path) -> str:
     """Load a shipped style by name, or a LoRA file by path, into the UNet; return its name there.
 
     It is switched off until set_scale makes it active; what was active stays so. Loading what is
-    loaded already does nothing. The file is safetensors in the layout of diffusers; without
-    metadata, alpha is 1.
+    loaded already does nothing. The file is safetensors in the layout of diffusers or of kohya's
+    scripts; where it tells no alpha, the course's is 1.
 
     Raises StylenbError, which names what was found and what was expected, for an unknown style, a
     file that is no safetensors or no whole LoRA, one that was trained for another base, and one
@@ -280,12 +408,12 @@ def load_lora(base: Base, style: str | Path) -> str:
     _refuse_merged(base)
     with _open(path) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    _check_fits(base, path.name, shapes)
+    pairs = _check_fits(base, path.name, shapes)
     if loaded is not None:
         remove_lora(base, name)  # another file of this name, or one that was written since
     with _as_before(base):
         try:
-            _load(base, path, name)
+            _load(base, path, name, pairs)
             _prove(base, path.name, name)
         except BaseException:  # Ctrl-C too
             _delete(base, name)
@@ -295,22 +423,36 @@ def load_lora(base: Base, style: str | Path) -> str:
     return name
 
 
-def _load(base: Base, path: Path, name: str) -> None:
+def _load(base: Base, path: Path, name: str, pairs: dict[str, dict[str, str]]) -> None:
     try:
+        with _open(path) as file:
+            told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            state = {
+                f"unet.{key}.lora_{part}.weight": file.get_tensor(pair[part])
+                for key, pair in pairs.items()
+                for part in "AB"
+            }
+            ranks = {key: len(state[f"unet.{key}.lora_A.weight"]) for key in pairs}
+            alphas = {
+                key: _number(file.get_tensor(pair["alpha"])) if "alpha" in pair else ranks[key]
+                for key, pair in pairs.items()
+            }
+        if "unet.r" not in told:
+            # diffusers would take one alpha for all of a kohya file's attention layers
+            told = {f"unet.{part}": value for part, value in _config(ranks, alphas).items()}
         # outside of inference mode, else no gradient could ever flow through the weights
         with torch.inference_mode(False), _quietly():
-            base.unet.load_lora_adapter(
-                str(path.parent),
-                weight_name=path.name,
-                prefix="unet",
-                adapter_name=name,
-                use_safetensors=True,
-            )
+            base.unet.load_lora_adapter(state, prefix="unet", adapter_name=name, metadata=told)
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         raise StylenbError(
             f"{path.name} is no whole LoRA ({' '.join(str(error).split())[:200]}): download or "
             "train it again."
         ) from error
+
+
+def _number(tensor: torch.Tensor) -> float:
+    """The decimal number that was rounded to this float32, so that 0.9 comes back as 0.9."""
+    return float(str(tensor.float().reshape(()).numpy()[()]))
 
 
 def _prove(base: Base, file: str, name: str) -> None:
@@ -345,64 +487,84 @@ def _prove(base: Base, file: str, name: str) -> None:
 
 
 _KEY = re.compile(r"unet\.(.+)\.(?:lora_([AB])|lora\.(down|up))\.weight")
+_KOHYA_KEY = re.compile(r"(lora_unet_.+)\.(?:lora_(down|up)\.weight|(alpha))")
 _SDXL_KEY = re.compile(  # a second text encoder, the picture's size as input, deeper attention
     r"lora_te2_|text_encoder_2\.|.*(add_embedding|label_emb|"
     r"(attentions|(in|out)put_blocks_\d+|middle_block)[._]\d+[._]transformer_blocks[._][1-9])"
 )
 
 
-def _check_fits(base: Base, file: str, shapes: dict[str, tuple]) -> None:
-    """Raise StylenbError unless these keys and shapes are whole pairs that fit the base's UNet."""
+def _check_fits(base: Base, file: str, shapes: dict[str, tuple]) -> dict[str, dict[str, str]]:
+    """Which keys of the file are "A", "B" and perhaps "alpha" of each of the UNet's layers.
+
+    Raises StylenbError unless these keys and shapes are whole pairs that fit the base's UNet.
+    """
     if not shapes:
         raise StylenbError(f"{file} holds no weights, and a LoRA has two matrices per layer.")
     layers = _layers(base)
     example = next(key for key in layers if key.endswith(".to_q"))
-    expected = f"expected are keys such as 'unet.{example}.lora_A.weight'"
+    expected = (
+        f"expected are keys such as 'unet.{example}.lora_A.weight' or "
+        f"'{_kohya(example)}.lora_down.weight'"
+    )
     found = next(filter(_SDXL_KEY.match, shapes), None)
     if found is not None:
         raise StylenbError(
             f"{file} was trained for Stable Diffusion XL, as its key {found!r} shows, and the "
             f"base {base.name!r} is built like v1.5: choose a LoRA for SD v1.5."
         )
-    found = next((key for key in shapes if key.startswith(("lora_unet_", "lora_te"))), None)
+    found = next((key for key in shapes if key.startswith(("text_encoder.", "lora_te"))), None)
     if found is not None:
         raise StylenbError(
-            f"{file} is in the kohya format, with keys such as {found!r}, and the diffusers "
-            f"format is needed: {expected}."
+            f"{file} changes the text encoder too, as its key {found!r} shows, and without a "
+            "prompt that part would be lost: choose or train a LoRA of the UNet alone."
         )
-    matches = {key: _KEY.fullmatch(key) for key in shapes}
+    by_kohya = {_kohya(key): key for key in layers}
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    unknown = [k for k, m in matches.items() if not (m and isinstance(layers.get(m[1]), kinds))]
+    parts = {None: "alpha", "down": "A", "up": "B", "A": "A", "B": "B"}
+    pairs: dict[str, dict[str, str]] = {}
+    unknown = []
+    for key in shapes:
+        if match := _KEY.fullmatch(key):
+            target, part = match[1], parts[match[2] or match[3]]
+        elif match := _KOHYA_KEY.fullmatch(key):
+            target, part = by_kohya.get(match[1]), parts[match[2]]
+        if match and isinstance(layers.get(target), kinds) and part not in pairs.get(target, ()):
+            pairs.setdefault(target, {})[part] = key
+        else:
+            unknown.append(key)
     if unknown:
         raise StylenbError(
             f"{file} was made for another model: no layer of the base {base.name!r} fits "
             f"{len(unknown)} of its {len(shapes)} keys, the first of them {unknown[0]!r}, and "
             f"{expected}."
         )
-    ranks: dict[str, dict[str, int]] = {}
-    for key, shape in shapes.items():
-        match, layer = matches[key], layers[matches[key][1]]
-        part = match[2] or {"down": "A", "up": "B"}[match[3]]
+    for target, pair in pairs.items():
+        layer, ranks = layers[target], {}
         if isinstance(layer, torch.nn.Linear):
             sides = {"A": ("r", layer.in_features), "B": (layer.out_features, "r")}
         else:
             a = ("r", layer.in_channels, *layer.kernel_size)
             sides = {"A": a, "B": (layer.out_channels, "r", 1, 1)}
-        rank = shape[sides[part].index("r")] if len(shape) == len(sides[part]) else 0
-        if rank < 1 or shape != tuple(rank if side == "r" else side for side in sides[part]):
-            wanted = ", ".join(map(str, sides[part]))
+        for part in (one for one in sides if one in pair):
+            shape, wanted = shapes[pair[part]], sides[part]
+            rank = shape[wanted.index("r")] if len(shape) == len(wanted) else 0
+            if rank < 1 or shape != tuple(rank if side == "r" else side for side in wanted):
+                raise StylenbError(
+                    f"{file} does not fit the base {base.name!r} ({pair[part]} has the shape "
+                    f"{shape}, expected is ({', '.join(map(str, wanted))}) with a rank r): load "
+                    "the base that it was trained for."
+                )
+            ranks[part] = rank
+        alpha = shapes.get(pair.get("alpha"), ())
+        if len(ranks) < 2 or ranks["A"] != ranks["B"] or math.prod(alpha) != 1:
+            has = [f"{part} of rank {rank}" for part, rank in sorted(ranks.items())]
+            has += [f"alpha of the shape {alpha}"] if "alpha" in pair else []
             raise StylenbError(
-                f"{file} does not fit the base {base.name!r} ({key} has the shape {shape}, "
-                f"expected is ({wanted}) with a rank r): load the base that it was trained for."
+                f"{file} is no whole LoRA ({target} has {' and '.join(has)}, expected are A and B "
+                "of one rank and at most one number alpha): download or train it again."
             )
-        ranks.setdefault(match[1], {})[part] = rank
-    for target, pair in ranks.items():
-        if len(pair) < 2 or pair["A"] != pair["B"]:
-            has = " and ".join(f"{part} of rank {rank}" for part, rank in sorted(pair.items()))
-            raise StylenbError(
-                f"{file} is no whole LoRA ({target} has {has}, expected are A and B of one rank): "
-                "download or train it again."
-            )
+    return pairs
 
 
 def find_lora(style: str | Path) -> Path:

@@ -39,43 +39,53 @@ class NotFinite(StylenbError):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides what a run comes to. A run can only be resumed with the same settings."""
+class LoopSettings:
+    """What every run needs to be told, whatever it trains.
 
-    rank: int = 8
-    alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
+    All that decides what a run comes to is in its settings: it can only be resumed with the same.
+    """
+
     steps: int = 400  # updates of the weights
-    batch_size: int = 8  # style pictures in a batch, for the noise L2
+    batch_size: int = 8  # pictures in a batch, for the noise L2
     accumulate: int = 1  # batches for one update
     learning_rate: float = 1e-3
     warmup: int = 20  # updates until the full rate, which then falls along a cosine
     clip: float = 1.0  # largest length of the gradient
     optimizer: str = "adamw"  # or "adamw8bit", with bitsandbytes
     snr_gamma: float | None = None  # min-SNR weighting of the L2, 5 in its paper
+    flip: bool = True  # mirror images count as pictures too
+    gradient_checkpointing: bool = False  # less memory, about a third more time
+    seed: int = 0
+
+    def __post_init__(self):
+        values = asdict(self)
+        whole = ("rank", "steps", "batch_size", "accumulate", "picture_batch", "picture_every")
+        for name in (*whole, "prior_count"):
+            value = values.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise StylenbError(f"{name} is a whole number from 1 up, not {value!r}.")
+        for name in ("learning_rate", "clip"):
+            if not values[name] > 0:
+                raise StylenbError(f"{name} must be above 0, not {values[name]!r}.")
+        for name in ("lpips_weight", "style_weight", "prior_weight", "warmup"):
+            if not values.get(name, 0) >= 0:
+                raise StylenbError(f"{name} must be 0 or more, not {values[name]!r}.")
+        if self.optimizer not in ("adamw", "adamw8bit"):
+            raise StylenbError(f"optimizer is 'adamw' or 'adamw8bit', not {self.optimizer!r}.")
+
+
+@dataclass(frozen=True)
+class Settings(LoopSettings):
+    """How `train_style` teaches a LoRA a style."""
+
+    rank: int = 8
+    alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
     lpips_weight: float = 0.1
     style_weight: float = 1.0
     picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
     picture_every: int = 2  # they are taken at every k-th update
     picture_timesteps: int = 600  # and below this timestep, weighted by min(1, SNR)
     features: str = "pocket"  # or "squeeze", "alex", "vgg": what LPIPS and style loss look through
-    flip: bool = True  # mirror images count as pictures too
-    gradient_checkpointing: bool = False  # less memory, about a third more time
-    seed: int = 0
-
-    def __post_init__(self):
-        whole = ("rank", "steps", "batch_size", "accumulate", "picture_batch", "picture_every")
-        for name in whole:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise StylenbError(f"{name} is a whole number from 1 up, not {value!r}.")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise StylenbError(f"{name} must be above 0, not {getattr(self, name)!r}.")
-        for name in ("lpips_weight", "style_weight", "warmup"):
-            if not getattr(self, name) >= 0:
-                raise StylenbError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
-        if self.optimizer not in ("adamw", "adamw8bit"):
-            raise StylenbError(f"optimizer is 'adamw' or 'adamw8bit', not {self.optimizer!r}.")
 
     @property
     def looks_at_pictures(self) -> bool:
@@ -96,7 +106,8 @@ class History:
         return len(self.rows) >= self.steps
 
     def values(self, term: str) -> tuple[list[int], list[float]]:
-        """The updates at which a term ("loss", "noise", "lpips", "style") was taken; its values."""
+        """The updates at which a term ("loss", "noise", "lpips", "style", "prior") was taken, and
+        its values."""
         taken = [(i, row[term]) for i, row in enumerate(self.rows) if term in row]
         return [i for i, _ in taken], [value for _, value in taken]
 
@@ -135,7 +146,7 @@ def spread_timesteps(count: int, last: int, generator: torch.Generator) -> torch
     return (slices * last / count).long().clamp(max=last - 1)
 
 
-def rate_at(step: int, settings: Settings) -> float:
+def rate_at(step: int, settings: LoopSettings) -> float:
     """The learning rate of an update: a linear warm-up, then half a cosine down to zero."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup))
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -263,7 +274,7 @@ def digest(pictures: Sequence) -> str:
 def fit(
     base: Base,
     losses_of: Callable[[int], dict[str, torch.Tensor]],
-    settings: Settings,
+    settings: LoopSettings,
     weights: dict[str, float],
     *,
     about: dict | None = None,
@@ -273,6 +284,7 @@ def fit(
     keep: int = 2,
     validation: Sequence = (),
     validate_every: int = 100,
+    draw: Callable[[Sequence], list] | None = None,
     progress: bool = True,
 ) -> History:
     """Minimise the weighted sum of losses over whatever in the base requires a gradient.
@@ -283,7 +295,8 @@ def fit(
     folder: where checkpoints are kept, the last `keep` of those written at every
         `checkpoint_every` updates; None keeps none. minutes: stop by itself after this time, save,
         and go on from there when called again.
-    validation: photos to redraw at every `validate_every` updates, at the base's default strength.
+    validation: photos to redraw at every `validate_every` updates, at the base's default strength;
+        draw: what redraws them, None for the base without a prompt.
 
     Raises StylenbError for a folder that holds a run with other settings, and at the first loss or
     gradient that is not finite, after putting the last good weights back.
@@ -350,7 +363,9 @@ def fit(
             bar.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
             bar.update()
             if validation and (step + 1) % validate_every == 0:
-                history.pictures[step + 1] = redraw(base, validation)
+                history.pictures[step + 1] = (
+                    redraw(base, validation) if draw is None else draw(validation)
+                )
                 checkpoints.save_pictures(step + 1, history.pictures[step + 1])
             if minutes is not None and time.monotonic() - began > 60 * minutes:
                 break
@@ -367,7 +382,7 @@ def fit(
     return history
 
 
-def make_optimizer(parameters: list, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(parameters: list, settings: LoopSettings) -> torch.optim.Optimizer:
     """AdamW without weight decay, or its 8-bit twin, whose state takes a quarter of the memory."""
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.0)
@@ -390,6 +405,29 @@ def redraw(base: Base, photos: Sequence) -> list:
     latents = denoise(base, latents, base.default_strength, base.default_steps)
     base.unet.train(training)
     return [p for part in latents.split(4) for p in to_pictures(base.decode(part))]
+
+
+def refuse_other_run(folder: str | Path | None, settings: dict) -> None:
+    """Raise StylenbError if the newest checkpoint in the folder is of a run with other settings."""
+    if folder is None:
+        return
+    for path in sorted(Path(folder).glob("checkpoint-*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, "pt") as file:
+                kept = json.loads(file.metadata()["settings"])
+        except (SafetensorError, OSError):
+            continue  # damaged; the one before it will do
+        different = [
+            f"{key} was {kept.get(key)!r} and is {value!r}"
+            for key, value in settings.items()
+            if kept.get(key) != value
+        ]
+        if different:
+            raise StylenbError(
+                f"{folder} holds a run with other settings ({'; '.join(different)}): "
+                "give those again to go on with it, or another folder to start afresh."
+            )
+        return
 
 
 class Checkpoints:
@@ -463,6 +501,7 @@ class Checkpoints:
 
     def resume(self) -> list[dict]:
         """Load the last checkpoint, if there is one, and return the history's rows."""
+        refuse_other_run(self.folder, self.settings)
         for path in reversed(self._files() if self.folder else []):
             try:
                 with safe_open(path, "pt") as file:
@@ -470,16 +509,6 @@ class Checkpoints:
                     tensors = {key: file.get_tensor(key) for key in file.keys()}
             except (SafetensorError, OSError):
                 continue  # damaged; the one before it will do
-            different = [
-                f"{key} was {metadata['settings'].get(key)!r} and is {value!r}"
-                for key, value in self.settings.items()
-                if metadata["settings"].get(key) != value
-            ]
-            if different:
-                raise StylenbError(
-                    f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
-                    "give those again to go on with it, or another folder to start afresh."
-                )
             self._load_weights(
                 {
                     k.removeprefix("weights/"): v

@@ -1,8 +1,10 @@
 """The command line: what it does, and the one sentence it says when it cannot."""
 
+import os
+import signal
 import subprocess
 import sys
-import types
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 import stylenb
 from stylenb.__main__ import main
+from stylenb.inference import StylizedFolder
 
 ROOT = Path(stylenb.__file__).parent.parent
 
@@ -31,9 +34,12 @@ def stylize_calls(monkeypatch):
         calls.append(options)
         return Image.fromarray(255 - np.asarray(image))
 
-    module = types.ModuleType("stylenb.inference")
-    module.stylize = stylize
-    monkeypatch.setitem(sys.modules, "stylenb.inference", module)
+    def stylize_folder(folder, output, **options):
+        calls.append({"folder": str(folder), "output": output, **options})
+        return StylizedFolder(output, ["a.jpg"], [], [])
+
+    monkeypatch.setattr("stylenb.inference.stylize", stylize)
+    monkeypatch.setattr("stylenb.inference.stylize_folder", stylize_folder)
     return calls
 
 
@@ -41,13 +47,35 @@ def arguments(photo, output, *more):
     return ["stylize", str(photo), "--style", "ink", "--output", str(output), *more]
 
 
+DEFAULTS = {
+    "style": "ink",
+    "strength": None,
+    "scale": 1.0,
+    "steps": None,
+    "seed": 0,
+    "base": "pocket",
+    "fit": "crop",
+    "solver": "ddim",
+    "keep_colours": False,
+}
+MORE = "--strength 0.4 --scale -1 --steps 7 --seed 3 --base sd15 --fit pad --solver dpm"
+GIVEN = {
+    "style": "ink",
+    "strength": 0.4,
+    "scale": -1.0,
+    "steps": 7,
+    "seed": 3,
+    "base": "sd15",
+    "fit": "pad",
+    "solver": "dpm",
+    "keep_colours": True,
+}
+
+
 def test_stylize_passes_everything_on(photo, tmp_path, stylize_calls, capsys):
     output = tmp_path / "out.png"
-    more = "--strength 0.4 --scale -1 --steps 7 --seed 3 --base sd15 --fit pad".split()
-    assert main(arguments(photo, output, *more)) == 0
-    assert stylize_calls == [
-        dict(style="ink", strength=0.4, scale=-1.0, steps=7, seed=3, base="sd15", fit="pad")
-    ]
+    assert main(arguments(photo, output, *MORE.split(), "--keep-colours")) == 0
+    assert stylize_calls == [GIVEN]
     said = capsys.readouterr()
     assert said.out.startswith(str(output)) and said.out.endswith(" s)\n") and not said.err
     assert Image.open(output).size == (96, 64)
@@ -55,9 +83,40 @@ def test_stylize_passes_everything_on(photo, tmp_path, stylize_calls, capsys):
 
 def test_defaults_are_left_to_the_base(photo, tmp_path, stylize_calls):
     assert main(arguments(photo, tmp_path / "out.jpg")) == 0
+    assert stylize_calls == [DEFAULTS]
+
+
+def test_a_folder_passes_everything_on(photo, tmp_path, stylize_calls, capsys):
+    output = tmp_path / "out"
+    given = [tmp_path, output]
+    assert main(arguments(*given)) == 0
+    assert main(arguments(*given, *MORE.split(), "--keep-colours", "--overwrite")) == 0
+    folders = {"folder": str(tmp_path), "output": output}
     assert stylize_calls == [
-        dict(style="ink", strength=None, scale=1.0, steps=None, seed=0, base="pocket", fit="crop")
+        {**folders, **DEFAULTS, "overwrite": False},
+        {**folders, **GIVEN, "overwrite": True},
     ]
+    said = capsys.readouterr()
+    assert "1  drawn" in said.out and said.out.endswith(" s)\n") and not said.err
+
+
+def test_several_styles_have_weights(photo, tmp_path, stylize_calls, capsys):
+    equal = tmp_path / "a=0.5"  # a file whose name looks like a style with a weight
+    equal.write_text("")
+    output = ["--output", str(tmp_path / "out.png")]
+    for styles in (["ink=0.5", "neon=-1.5"], ["ink", "neon=2"], ["ink=0.5"], ["ink=1"], [equal]):
+        options = [part for style in styles for part in ("--style", str(style))]
+        assert main(["stylize", str(photo), *options, *output]) == 0
+    assert [call["style"] for call in stylize_calls] == [
+        {"ink": 0.5, "neon": -1.5},
+        {"ink": 1.0, "neon": 2.0},
+        {"ink": 0.5},
+        "ink",
+        str(equal),
+    ]
+    twice = ["--style", "ink=0.5", "--style", "ink=0.1"]
+    assert main(["stylize", str(photo), *twice, *output]) == 2
+    assert "Each --style is given once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".webp", ".tif", ".bmp"])
@@ -89,6 +148,7 @@ BAD_VALUES = [
     *("--strength 0", "--strength 1.01", "--strength nan", "--strength high"),
     *("--scale 5", "--scale -3", "--scale inf", "--steps 0", "--steps 1001", "--steps 1.5"),
     *("--seed -1", "--seed x", f"--seed {2**64}", "--fit stretch", "--colour red"),
+    *("--solver euler", "--style ink=much", "--style ink=5", "--style ink=nan", "--style ink="),
 ]
 
 
@@ -120,6 +180,12 @@ def test_a_bad_output_is_found_before_the_work(photo, tmp_path, stylize_calls, n
     assert not stylize_calls
 
 
+def test_a_folder_needs_a_folder_for_its_pictures(photo, tmp_path, stylize_calls, capsys):
+    assert main(arguments(tmp_path, photo)) == 2
+    error = capsys.readouterr().err
+    assert "photo.jpg' is no folder" in error and error.count("\n") == 1 and not stylize_calls
+
+
 def test_a_bad_photo_is_one_line(tmp_path, stylize_calls, capsys):
     letter = tmp_path / "letter.jpg"
     letter.write_text("Dear reader")
@@ -127,6 +193,16 @@ def test_a_bad_photo_is_one_line(tmp_path, stylize_calls, capsys):
         assert main(arguments(path, tmp_path / "out.png")) == 2
         error = capsys.readouterr().err
         assert part in error and path.name in error and error.count("\n") == 1
+
+
+# Two pictures at once, so that the kill finds some drawn and some not
+KILLED = """if True:
+    import sys
+    from stylenb import inference
+    from stylenb.__main__ import main
+    inference.BATCH_PIXELS = 2 * 64 * 64
+    main(sys.argv[1:])
+    """
 
 
 def run(*command, code=0):
@@ -166,9 +242,7 @@ def test_a_missing_package_is_one_line(photo, tmp_path, monkeypatch, capsys):
     def stylize(*args, **options):
         raise ModuleNotFoundError("No module named 'peft'", name="peft")
 
-    module = types.ModuleType("stylenb.inference")
-    module.stylize = stylize
-    monkeypatch.setitem(sys.modules, "stylenb.inference", module)
+    monkeypatch.setattr("stylenb.inference.stylize", stylize)
     assert main(arguments(photo, tmp_path / "out.png")) == 2
     assert "'peft' is missing" in capsys.readouterr().err
 
@@ -181,12 +255,17 @@ def test_public_names_are_found_on_first_use():
         stylenb.no_such_name  # noqa: B018
 
 
-def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, gradient):
+@pytest.fixture(scope="module")
+def lora(tiny_folder, gradient, tmp_path_factory):
+    """The file of a style that was trained on the tiny model for two steps."""
     model = stylenb.load(tiny_folder, device="cpu")
     pictures = [gradient.resize((64, 64)).rotate(90 * i) for i in range(4)]
     settings = stylenb.Settings(rank=2, steps=2, batch_size=2, lpips_weight=0.0, style_weight=0.0)
     stylenb.train_style(model, pictures, None, "mine", settings, progress=False)
-    lora = stylenb.save_lora(model, tmp_path / "mine.safetensors", "mine")
+    return stylenb.save_lora(model, tmp_path_factory.mktemp("lora") / "mine.safetensors", "mine")
+
+
+def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora):
     output = tmp_path / "out.png"
     command = ["stylize", photo, "--style", lora, "--output", output, "--base", tiny_folder]
     command = [str(part) for part in [*command, "--steps", 3, "--strength", 0.7]]
@@ -197,6 +276,41 @@ def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, gradient):
     assert output.read_bytes() == first  # the same seed gives the same bytes
     assert main([*command, "--seed", "1"]) == 0
     assert output.read_bytes() != first
+
+
+def test_a_folder_goes_on_where_it_was_killed(tmp_path, tiny_folder, lora, gradient, capsys):
+    """A real SIGKILL, in the middle of a folder: what is there is whole, and is not drawn again."""
+    folder, output, whole = (tmp_path / name for name in ("photos", "out", "whole"))
+    folder.mkdir()
+    for i in range(16):
+        gradient.rotate(20 * i).save(folder / f"{i:02d}.png")
+
+    def command(target):
+        parts = ["stylize", folder, "--style", lora, "--output", target, "--base", tiny_folder]
+        return [str(part) for part in [*parts, "--steps", 80, "--strength", 1]]
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *command(output)], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    try:
+        while not (output.is_dir() and list(output.glob("[!.]*.png"))):
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    there = {path: path.stat().st_mtime_ns for path in sorted(output.glob("[!.]*.png"))}
+    assert 0 < len(there) < 16
+    for path in there:
+        assert Image.open(path).convert("RGB").size == (64, 64)  # decoded to its end
+    assert main(command(output)) == 0
+    drawn = 16 - len(there)
+    assert f"{drawn:5}  drawn" in (said := capsys.readouterr().out)
+    assert f"{len(there):5}  there already" in said
+    assert sorted(p.name for p in output.iterdir()) == sorted(p.name for p in folder.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    assert main([*command(output), "--seed", "1"]) == 2
+    assert "seed was 0 and is 1" in capsys.readouterr().err
 
 
 # --- with the shipped model and styles ---

@@ -23,6 +23,7 @@ from stylenb.lora import (
     load_lora,
     merge_lora,
     merged,
+    merged_for_now,
     remove_lora,
     save_lora,
     set_scale,
@@ -248,6 +249,50 @@ def test_of_several_active_ones_the_others_stay(base):
     assert not any(p.requires_grad for p in base.unet.parameters())
 
 
+GROUPED = {"self": 0.5, "cross": -1.0, "down": 2.0, "mid": 0.0, "up": 1.5}
+HAND = {"attn1": 0.5, "attn2": -1.0, "down_blocks": 2.0, "mid_block": 0.0, "up_blocks": 1.5}
+
+
+@pytest.mark.parametrize("groups", [("self",), ("cross", "mid"), ("down", "up"), tuple(GROUPED)])
+@pytest.mark.parametrize("name", ["a", {"a": 0.7, "b": -0.4}], ids=str)
+def test_scales_by_group_are_laid_into_weights_by_hand(base, groups, name):
+    """Each layer's update times the product of the factors that it falls under."""
+    random_lora(base, "a", rank=2, alpha=0.5, seed=1)
+    random_lora(base, "b", rank=4, alpha=2.0, seed=2)
+    set_scale(base, name, {group: GROUPED[group] for group in groups})
+    assert not any(p.requires_grad for p in base.unet.parameters())
+    grouped = predict(base)
+    set_scale(base, name)
+    assert not torch.allclose(predict(base), grouped)
+    set_scale(base, None)
+    off = predict(base)
+    weights = {"a": 1.0} if name == "a" else name
+    factors = set()
+    for key, layer in base.unet.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        factor = 1.0
+        for group, part in zip(GROUPED, HAND, strict=True):
+            factor *= HAND[part] if group in groups and f"{part}." in key else 1.0
+        factors.add(factor)
+        for one, alpha in (("a", 0.5), ("b", 2.0)):
+            product = layer.lora_B[one].weight @ layer.lora_A[one].weight
+            layer.get_base_layer().weight.data += weights.get(one, 0) * alpha * factor * product
+    assert len(factors) > 1
+    by_hand = predict(base)
+    assert (by_hand - off).abs().max() > 0.01
+    assert (grouped - by_hand).abs().max() < 1e-5 * by_hand.abs().max()
+
+
+def test_a_lora_is_merged_with_scales_by_group(base):
+    random_lora(base)
+    scale = {"self": 0.0, "up": 2.0}
+    set_scale(base, "mine", scale)
+    active = predict(base)
+    merge_lora(base, "mine", scale)
+    assert (predict(base) - active).abs().max() < 1e-5 * active.abs().max()
+
+
 # --- merging ---
 
 
@@ -319,6 +364,39 @@ def test_a_merged_lora_that_covers_a_few_layers_comes_out_again(base, saved, tmp
     )
     unmerge_lora(base)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(off, weights(base), strict=True))
+
+
+def test_merged_for_now_is_taken_out_to_the_last_bit(base):
+    random_lora(base, "a", seed=1)
+    random_lora(base, "b", seed=2)
+    set_scale(base, {"a": 0.5, "b": -0.5}, {"up": 2.0})
+    active = predict(base)
+    set_scale(base, None)
+    off, before = predict(base), weights(base)
+    with merged_for_now(base, {"a": 0.5, "b": -0.5}, {"up": 2.0}):
+        assert merged(base) == ["a", "b"]
+        assert (predict(base) - active).abs().max() < 1e-5 * active.abs().max()
+    with pytest.raises(RuntimeError, match="out of memory"), merged_for_now(base, "b"):
+        raise RuntimeError("out of memory")
+    with pytest.raises(StylenbError, match="must be a number"), merged_for_now(base, "b", None):
+        pass
+    for name in (None, {}):
+        with merged_for_now(base, name):
+            assert torch.equal(predict(base), off)
+    assert merged(base) == [] and torch.equal(predict(base), off)
+    assert all(torch.equal(a, b) for a, b in zip(weights(base), before, strict=True))
+
+
+def test_merged_for_now_leaves_what_was_merged_to_stay(base):
+    random_lora(base, "a", seed=1)
+    random_lora(base, "b", seed=2)
+    merge_lora(base, "a")
+    output = predict(base)
+    with pytest.raises(StylenbError, match="'a' is merged"), merged_for_now(base, "b"):
+        pass
+    with merged_for_now(base, None):
+        assert torch.equal(predict(base), output)
+    assert merged(base) == ["a"] and torch.equal(predict(base), output)
 
 
 WHILE_MERGED = {
@@ -582,6 +660,7 @@ def pickled(protocol=None, **options):
 
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
+KOHYA_ALPHA = KOHYA.replace("lora_down.weight", "alpha")
 DEEP = "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q.lora_A.weight"
 DEEP_KOHYA = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight"
 FLUX = "transformer.transformer_blocks.1.attn.to_q.lora_A.weight"
@@ -602,13 +681,15 @@ SPOILT = {
         "_blocks.7",
         "expected",
     ),
-    "a text encoder's": (rename("unet.", "text_encoder."), "64 of its 64", "'unet.down_blocks.0"),
+    "a text encoder's": (rename("unet.", "text_encoder."), "the text encoder too", "UNet alone"),
     "no prefix": (rename("unet.", ""), "64 of its 64 keys", "keys such as 'unet."),
     "no LoRA": (rename(".lora_A.", "."), "32 of its 64 keys", "to_k.weight'", "expected"),
     "one key more": (spoil(one_more), "1 of its 65 keys", "conv_norm_out", "expected"),
     "another family": (instead(FLUX), "1 of its 1 keys", FLUX),
-    "kohya's": (instead(KOHYA), "kohya", KOHYA, "diffusers format is needed", "'unet."),
-    "kohya's text": (instead("lora_te_text_model_0.lora_up.weight"), "kohya", "lora_te_text"),
+    "half of kohya's": (instead(KOHYA), "has A of rank 4, expected are A and B"),
+    "kohya's alpha": (instead(KOHYA_ALPHA), "has alpha of the shape (4, 16), expected are A"),
+    "kohya, deeper": (instead(KOHYA.replace("blocks_0", "blocks_7", 1)), "1 of its 1 keys"),
+    "kohya's text": (instead("lora_te_text_model_0.lora_up.weight", KOHYA), "text encoder", "_te_"),
     "SDXL, deep": (instead(DEEP), "Stable Diffusion XL", DEEP, "v1.5"),
     "SDXL, two encoders": (instead("lora_te2_x.alpha", KOHYA), "XL", "lora_te2_x", "v1.5"),
     "SDXL, kohya": (instead(KOHYA, DEEP_KOHYA), "XL", DEEP_KOHYA, "v1.5"),
@@ -671,6 +752,11 @@ BAD_CALLS = {
     "scale NaN": (lambda b: set_scale(b, "taken", float("nan")), "it is 1.0 x nan"),
     "scale that is text": (lambda b: set_scale(b, {"taken": "much"}), "it is 'much' x 1.0"),
     "no scale": (lambda b: set_scale(b, "taken", None), "it is 1.0 x None"),
+    "no such group": (
+        lambda b: set_scale(b, "taken", {"text": 1}),
+        "choose self, cross, down, mid",
+    ),
+    "group NaN": (lambda b: set_scale(b, "taken", {"up": float("nan")}), "group 'up' must be a"),
     "merging what is not there": (lambda b: merge_lora(b, "nope"), "'nope'"),
     "merging nothing": (lambda b: merge_lora(b, None), "needs the name"),
     "merging too much": (lambda b: merge_lora(b, "taken", float("inf")), "it is 1.0 x inf"),

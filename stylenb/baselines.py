@@ -1,0 +1,205 @@
+"""Baselines: what else turns a photo into a style, without any training. A LoRA has to beat them.
+
+All are called alike, `baseline(photos, style_pictures, strength, base, seed)`, and return one
+picture for each photo. photos and style_pictures are lists of PIL pictures of the base's size.
+strength lies in 0..1, and at 0 a photo stays what it is, apart from what the autoencoder loses
+where there is one. So each draws a curve of how much it keeps against how near it comes to a style,
+and can be compared with others where they keep equally much (see scores.at_equal_content).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .base import Base
+from .errors import StylenbError
+from .lora import set_scale
+from .losses import PictureLosses, lpips_from, unit_features
+from .photos import to_pictures, to_tensor
+from .scores import BATCH, redraw
+
+Pictures = Sequence[Image.Image]
+GATYS_STEPS = 60
+
+
+def photo_as_it_is(
+    photos: Pictures,
+    style_pictures: Pictures | None = None,
+    strength: float = 0.0,
+    base: Base | None = None,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Nothing done: what any method must be better than. It has no knob."""
+    return list(photos)
+
+
+@torch.no_grad()
+def img2img(
+    photos: Pictures,
+    style_pictures: Pictures | None,
+    strength: float,
+    base: Base,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Image-to-image without a LoRA: noise up to `strength`, denoise with the base alone.
+
+    It does not look at the style pictures, so it shows what the base does by itself. LoRAs are
+    switched off; the i-th photo has the noise of seed + i.
+    """
+    _check(strength)
+    set_scale(base, None)
+    if strength == 0:
+        return encode_and_decode(base, photos)
+    return redraw(base, photos, strength, seed=seed)
+
+
+def match_colours(
+    photos: Pictures,
+    style_pictures: Pictures,
+    strength: float = 1.0,
+    base: Base | None = None,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Give each photo the colours of all style pictures together, and change nothing else.
+
+    The histograms of red, green and blue are matched (Gonzalez and Woods, Digital Image
+    Processing, 3.3). strength: the share of it that is laid over the photo.
+    """
+    from skimage.exposure import match_histograms
+
+    _check(strength)
+    reference = np.concatenate(
+        [np.asarray(p.convert("RGB")).reshape(-1, 1, 3) for p in _some(style_pictures)]
+    )
+    return [
+        Image.blend(
+            photo.convert("RGB"),
+            Image.fromarray(
+                match_histograms(np.asarray(photo.convert("RGB")), reference, channel_axis=-1)
+            ),
+            strength,
+        )
+        for photo in photos
+    ]
+
+
+@torch.enable_grad()
+def gatys(
+    photos: Pictures,
+    style_pictures: Pictures,
+    strength: float = 1.0,
+    base: Base | None = None,
+    seed: int = 0,
+    steps: int = GATYS_STEPS,
+    content_weight: float = 0.02,
+    features: str = "pocket",
+) -> list[Image.Image]:
+    """Change the pixels until the features are those of the style (Gatys et al. 2015,
+    https://arxiv.org/abs/1508.06576).
+
+    From the photo on, Adam minimises content_weight * LPIPS to the photo + the distance to the
+    Gram matrices of the style pictures: the losses that a LoRA is trained with, see
+    losses.PictureLosses. strength: the share of the `steps` that is taken, since how long it runs
+    decides more than the weight. (The paper has other features, begins at noise, and uses L-BFGS,
+    whose line search would tie the pictures of a batch together.)
+    """
+    _check(strength)
+    looks = PictureLosses(
+        to_tensor(_some(style_pictures)), features, None if base is None else base.device
+    )
+    device = looks.targets[0].device
+    pictures = []
+    for photo in to_tensor(photos).split(BATCH):
+        x = photo.to(device, copy=True)
+        with torch.no_grad():
+            kept = unit_features(looks.net, x)
+        x.requires_grad_()
+        optimizer = torch.optim.Adam([x], lr=0.02)
+        for _ in range(round(strength * steps)):
+            features = unit_features(looks.net, x)
+            content, style = lpips_from(looks.net, features, kept), looks.style(x, features)
+            (x.grad,) = torch.autograd.grad((content_weight * content + style).sum(), x)
+            optimizer.step()
+            with torch.no_grad():
+                x.clamp_(-1, 1)
+        pictures += to_pictures(x)
+    return pictures
+
+
+@torch.no_grad()
+def latent_adain(
+    photos: Pictures,
+    style_pictures: Pictures,
+    strength: float,
+    base: Base,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Give the latents of each photo the statistics of a style (Huang and Belongie 2017,
+    https://arxiv.org/abs/1703.06868), and decode them.
+
+    Mean and deviation of every channel become those of the latents of all style pictures together.
+    strength: the share of the way there. The paper does so in a network's features and trains a
+    decoder for them; the base's autoencoder has one already.
+    """
+    _check(strength)
+    latents = _encode(base, photos)
+    return _decode(base, latents.lerp(adain(latents, _encode(base, style_pictures)), strength))
+
+
+def adain(latents: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    """Latents (N, C, h, w), each with the means and deviations of the style's channels.
+
+    style: (M, C, h, w); the statistics are of all M together.
+    """
+    mean, deviation = (f(latents, dim=(2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    goal, spread = (f(style, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    return (latents - mean) / deviation.clamp(min=1e-6) * spread + goal
+
+
+class Baseline(NamedTuple):
+    """A baseline, the settings of its knob that draw its curve, and whether it sees the style."""
+
+    draw: Callable[..., list[Image.Image]]
+    strengths: tuple[float, ...]
+    sees_style: bool = True
+
+
+BASELINES = {
+    "photo as it is": Baseline(photo_as_it_is, (0.0,), sees_style=False),
+    "img2img": Baseline(img2img, (0.1, 0.3, 0.5, 0.7), sees_style=False),
+    "colours": Baseline(match_colours, (0.0, 0.25, 0.5, 0.75, 1.0)),
+    "Gatys": Baseline(gatys, (0.0, 0.5, 1.0)),
+    "latent AdaIN": Baseline(latent_adain, (0.0, 0.25, 0.5, 0.75, 1.0)),
+}
+
+
+def encode_and_decode(base: Base, pictures: Pictures) -> list[Image.Image]:
+    """What the autoencoder leaves of pictures, which nothing drawn in latents can better."""
+    return _decode(base, _encode(base, pictures))
+
+
+@torch.no_grad()
+def _encode(base: Base, pictures: Pictures) -> torch.Tensor:
+    parts = to_tensor(_some(pictures)).split(BATCH)
+    return torch.cat([base.encode(part).float() for part in parts])
+
+
+@torch.no_grad()
+def _decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
+    return [p for part in latents.split(BATCH) for p in to_pictures(base.decode(part))]
+
+
+def _some(pictures: Pictures | None) -> list[Image.Image]:
+    if not pictures:
+        raise StylenbError("There is nothing to work on: give a photo and a picture of the style.")
+    return list(pictures)
+
+
+def _check(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise StylenbError(f"strength lies from 0 to 1, not {strength}.")
