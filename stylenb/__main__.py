@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stylize.add_argument(
         "--solver",
-        choices=("ddim", "dpm"),
+        choices=("ddim", "lcm", "dpm"),
         default="ddim",
         help="dpm needs a third of the steps (default: ddim)",
     )

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .base import Base, load
 from .errors import StylenbError
 from .lora import find_lora, load_lora, merged_for_now
+from .losses import estimate_x0
 from .photos import (
     PictureFolder,
     _list_folder,
@@ -36,7 +37,7 @@ from .photos import (
     to_tensor,
 )
 
-SOLVERS = ("ddim", "dpm")
+SOLVERS = ("ddim", "lcm", "dpm")
 BATCH_PIXELS = 512 * 512  # in a batch, unless its size is given
 
 _load_once = lru_cache(maxsize=1)(load)
@@ -60,8 +61,25 @@ def denoise(
         `steps` timesteps. "dpm" is DPM-Solver++ of second order (https://arxiv.org/abs/2211.01095)
         at the noise levels of Karras et al. (https://arxiv.org/abs/2206.00364): a third of the
         steps will do, and it starts at exactly s of the schedule, however few they are.
+        "lcm" guesses the clean latents at once, puts fresh noise of a lower level on the guess, and
+        guesses again (https://arxiv.org/abs/2303.01469, algorithm 1). The other two take what the
+        guess leaves unexplained for noise and keep it, and with it the colours of the photo.
     """
     count = max(1, round(steps * strength))
+    generators = [torch.Generator().manual_seed(one) for one in _seeds(seed, len(latents))]
+
+    def new_noise():  # drawn on the CPU: the same on every device
+        noise = [torch.randn(1, *latents.shape[1:], generator=one) for one in generators]
+        return torch.cat(noise).to(latents)
+
+    if solver == "lcm":
+        first = strength * base.scheduler.config.num_train_timesteps
+        for left in range(count, 0, -1):
+            t = torch.tensor([max(0, round(first * left / count) - 1)], device=latents.device)
+            noisy = base.scheduler.add_noise(latents, new_noise(), t)
+            latents = estimate_x0(base.scheduler, noisy, base.predict_noise(noisy, t), t)
+            latents = latents.to(noisy.dtype)
+        return latents
     if solver == "ddim":
         scheduler = DDIMScheduler.from_config(base.scheduler.config)
         scheduler.set_timesteps(steps, device=base.device)
@@ -77,11 +95,7 @@ def denoise(
         timesteps = scheduler.timesteps
     else:
         raise StylenbError(f"solver is one of {', '.join(SOLVERS)}, not {solver!r}.")
-    noise = [
-        torch.randn(1, *latents.shape[1:], generator=torch.Generator().manual_seed(one))
-        for one in _seeds(seed, len(latents))  # on the CPU: the same on every device
-    ]
-    latents = scheduler.add_noise(latents, torch.cat(noise).to(latents), timesteps[:1])
+    latents = scheduler.add_noise(latents, new_noise(), timesteps[:1])
     for t in timesteps:
         noise = base.predict_noise(latents, t)
         latents = scheduler.step(noise, t, latents).prev_sample
@@ -132,9 +146,9 @@ def stylize(
     file, {style: weight, ...} for the exact sum of several, or None for the base alone.
     strength in (0, 1]: how far up the noise schedule to start; None is the base's default.
     scale: the LoRA's volume, 0 is off; or one for each group of layers, see `set_scale`.
-    steps: of the whole schedule; None is the base's default, a third of it for solver "dpm".
+    steps: of the whole schedule; None is the base's default, a third of it for "lcm" and "dpm".
     seed: a number, or one for each picture. The same photo and seed give the same picture whatever
-    else is in the list, to within rounding (a level of 255). solver: "ddim" or "dpm", see
+    else is in the list, to within rounding (a level of 255). solver: "ddim", "lcm" or "dpm", see
     `denoise`. fit: "crop" or "pad" to a square. batch_size: pictures drawn at once; None is as
     many as make up 512 x 512 pixels. keep_colours: see `with_colours_of`.
 

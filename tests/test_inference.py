@@ -175,6 +175,28 @@ def test_dpm_starts_at_the_very_level_and_ends_near_0(base, strength, steps, mon
     assert len(seen) == 1 or seen[-1] == 0
 
 
+def test_lcm_puts_new_noise_of_a_lower_level_on_every_guess(base):
+    """A UNet that always sees the same clean latents: they come out, whatever the noise was."""
+    answer = torch.randn(NOISY.shape, generator=torch.Generator().manual_seed(8))
+    levels, noises, clean = [], [], [NOISY]
+
+    def predict_noise(latents, t, embedding=None):
+        kept = base.scheduler.alphas_cumprod[int(t)]
+        levels.append(int(t))
+        noises.append((latents - kept.sqrt() * clean[-1]) / (1 - kept).sqrt())
+        clean.append(answer)
+        return (latents - kept.sqrt() * answer) / (1 - kept).sqrt()
+
+    base.predict_noise = predict_noise
+    found = denoise(base, NOISY, 0.3, 10, solver="lcm")
+    assert levels == [299, 199, 99]
+    assert torch.allclose(found, answer, atol=1e-4)
+    for one, other in zip(noises, noises[1:], strict=False):
+        assert abs((one * other).mean()) < 0.2 * one.pow(2).mean()  # unrelated
+    for noise in noises:
+        assert 0.8 < noise.std() < 1.2
+
+
 def exact_noise(base, variance, latents, t):
     """What a perfect UNet predicts if latents are Gaussian with this variance: E[noise | noisy]."""
     kept = base.scheduler.alphas_cumprod[int(t)]
@@ -418,7 +440,7 @@ BAD_VALUES = {
     "a scale that is no number": ({"scale": float("nan")}, "NaN"),
     "a group that is none": ({"scale": {"text": 1}}, "no group of layers 'text'"),
     "a group's scale": ({"scale": {"up": "high"}}, "the group 'up' must be a number"),
-    "unknown solver": ({"solver": "euler"}, "one of ddim, dpm, not 'euler'"),
+    "unknown solver": ({"solver": "euler"}, "one of ddim, lcm, dpm, not 'euler'"),
     "batch size 0": ({"batch_size": 0}, "batch_size is a whole number from 1 up, not 0"),
     "batch size 1.5": ({"batch_size": 1.5}, "not 1.5"),
     "a seed too many": ({"seed": [1, 2]}, "here 1"),
