@@ -611,7 +611,7 @@ STAGES = {  # stage: (function, batch size, default minutes on two CPU cores)
     "text-unet": (train_text_unet, 24, 60),
     "perceptual": (train_perceptual, 32, 15),
     "judge": (train_judge, 32, 6),
-    "loras": (train_loras, 8, 15),
+    "loras": (train_loras, 16, 15),
 }
 
 
