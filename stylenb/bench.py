@@ -652,4 +652,7 @@ def record(card: Path, name: str, title: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StylenbError as error:
+        sys.exit(f"stylenb: {error}")
