@@ -43,6 +43,7 @@ class Base:
     tokenizer, text_encoder: CLIPTokenizer, CLIPTextModel; None after drop_text_encoder().
     device, dtype: where the parts are and their precision.
     image_size: side in pixels of the square that the UNet was trained on.
+    prompt: what stands in for "", see with_prompt; None is "".
     factor: pixels per latent along a side (8).
 
     Gradients are left to the caller: the weights do not require any, but they flow through
@@ -60,7 +61,7 @@ class Base:
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_size = int(unet.config.sample_size) * self.factor
         self.tiny_decoder = None
-        self._empty = self._prompt = None
+        self.prompt = self._embedding = self._empty = None
         for part in (vae, unet, text_encoder):
             part.requires_grad_(False).eval()
 
@@ -164,7 +165,7 @@ class Base:
 
         other = copy.copy(self)
         with torch.inference_mode(False), torch.no_grad():
-            other._prompt = self.embed(prompt)
+            other.prompt, other._embedding = prompt, self.embed(prompt)
         return other
 
     @property
@@ -196,7 +197,7 @@ class Base:
                 f"{count} latents need one timestep or {count}, not {tuple(timestep.shape)}."
             )
         if embedding is None:
-            embedding = self.empty if self._prompt is None else self._prompt
+            embedding = self.empty if self.prompt is None else self._embedding
         width = self.unet.config.cross_attention_dim
         if (
             embedding.ndim != 3

@@ -238,8 +238,9 @@ def bench_pareto(
         f"{', '.join(f'{s:g}' for s in scales)} on {count} scenes. *Kept* is the agreement of "
         "edges with the photo, *truth* the distance to the true rendering, *judge* the judge's "
         f"probability of the style, all three at the default {default[0]:g} x {default[1]:g}. Then "
-        "whether the default lies on the curve of these two, or which settings beat it, each with "
-        "its lead ± the standard error of the difference; and the setting nearest to the truth.",
+        "whether the default lies on the curve of these two, or how many settings keep at least as "
+        "much and are better, and the lead of the best ± the standard error of the difference; and "
+        "the setting nearest to the truth.",
         "",
         *table(heads, cells),
         "",
@@ -256,13 +257,11 @@ def standing(rows: list[dict], settings: list, here: int, key: str, sign: int) -
     if here in pareto(points):
         return "on the curve"
     better = (points <= points[here]).all(axis=1) & (points < points[here]).any(axis=1)
-    leads = {
-        i: mean_and_error(sign * (rows[here][key] - rows[i][key])) for i in better.nonzero()[0]
-    }
-    return "beaten by " + ", ".join(
-        f"{settings[i][0]:g} x {settings[i][1]:g} ({mean:.3f} ± {error:.3f})"
-        for i, (mean, error) in leads.items()
-    )
+    leads = [sign * (rows[here][key] - rows[i][key]) for i in better.nonzero()[0]]
+    most = max(range(len(leads)), key=lambda i: leads[i].mean())
+    strength, scale = settings[better.nonzero()[0][most]]
+    mean, error = mean_and_error(leads[most])
+    return f"beaten by {len(leads)}, most by {strength:g} x {scale:g} ({mean:.3f} ± {error:.3f})"
 
 
 # ---------------------------------------------------------------------------------- inference
@@ -281,8 +280,11 @@ def bench_inference(
     file = Path(lora or next(iter(shipped_loras().values())))
     own = load(base)
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
-        own.folder, torch_dtype=own.dtype, safety_checker=None, requires_safety_checker=False
-    ).to(own.device)
+        own.folder,
+        variant="fp16" if list((Path(own.folder) / "unet").glob("*.fp16.*")) else None,
+        safety_checker=None,
+        requires_safety_checker=False,
+    ).to(own.device, own.dtype)
     pipe.scheduler = DDIMScheduler.from_config(own.scheduler.config)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     pipe.set_progress_bar_config(disable=True)
@@ -650,4 +652,7 @@ def record(card: Path, name: str, title: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StylenbError as error:
+        sys.exit(f"stylenb: {error}")

@@ -117,16 +117,18 @@ def test_where_a_setting_stands():
         for e, t, j in (
             ([0.9, 0.9], [3.0, 3.0], [0.1, 0.1]),
             ([0.8, 0.8], [2.0, 2.2], [0.2, 0.4]),
-            ([0.7, 0.7], [2.5, 2.5], [0.9, 0.9]),
+            ([0.7, 0.7], [2.5, 2.5], [0.7, 0.9]),
+            ([0.7, 0.7], [2.4, 2.4], [0.6, 0.7]),
         )
     ]
-    settings = [(0.2, 1.0), (0.4, 1.0), (0.6, 1.0)]
-    found = [bench.standing(rows, settings, i, "truth", 1) for i in range(3)]
+    settings = [(0.2, 1.0), (0.4, 1.5), (0.6, 1.0), (0.6, 1.5)]
+    found = [bench.standing(rows, settings, i, "truth", 1) for i in range(4)]
     assert found[:2] == ["on the curve"] * 2
-    assert found[2] == "beaten by 0.4 x 1 (0.400 ± 0.100)"
-    assert [bench.standing(rows, settings, i, "judge", -1) for i in range(3)] == [
-        "on the curve"
-    ] * 3
+    assert found[2] == "beaten by 2, most by 0.4 x 1.5 (0.400 ± 0.100)"
+    assert found[3] == "beaten by 1, most by 0.4 x 1.5 (0.300 ± 0.100)"
+    found = [bench.standing(rows, settings, i, "judge", -1) for i in range(4)]
+    assert found[:3] == ["on the curve"] * 3
+    assert found[3] == "beaten by 1, most by 0.6 x 1 (0.150 ± 0.050)"
 
 
 # --- inference and training ---
@@ -158,8 +160,8 @@ def test_speed(tiny_folder):
     public, plain, full = (
         cells(lines, name)[0] for name in ("public loop", "L2", "L2 + LPIPS + style")
     )
-    assert 0 < float(plain[1]) < float(full[1])
-    assert numbers(plain[2])[0] == pytest.approx(float(public[1]) / float(plain[1]), rel=0.3)
+    assert numbers(full[2])[0] == pytest.approx(float(full[1]) / float(plain[1]), rel=0.1)
+    assert numbers(plain[2])[0] == pytest.approx(float(public[1]) / float(plain[1]), rel=0.1)
 
 
 def test_sd15_in_small():

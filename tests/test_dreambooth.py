@@ -285,6 +285,7 @@ def test_a_picture_is_a_function_of_its_seed_and_number(base):
 
 def test_with_a_prompt_the_base_takes_it_where_it_is_given_none(base):
     said = base.with_prompt("b c")
+    assert said.prompt == "b c" and base.prompt is None
     assert said.unet is base.unet and said.text_encoder is base.text_encoder
     with torch.no_grad():
         expected = base.predict_noise(NOISY, 500, base.embed("b c"))
