@@ -350,8 +350,15 @@ def test_a_drift_depends_on_its_own_picture_and_on_the_prompt(base, small):
 def test_redraw_takes_the_base_as_it_is(base, small):
     plain = scores.redraw(base, small, 0.5, steps=4)
     assert [p.size for p in plain] == [(64, 64)] * 3
-    assert scores.redraw(base, small[1:], 0.5, steps=4, seed=1) == plain[1:]  # noises go along
-    assert scores.redraw(base, small, 0.5, steps=4, seed=1)[0] != plain[0]
+
+    def largest_difference(pictures, others):
+        return max(
+            np.abs(np.int16(a) - np.int16(b)).max() for a, b in zip(pictures, others, strict=True)
+        )
+
+    again = scores.redraw(base, small[1:], 0.5, steps=4, seed=1)
+    assert largest_difference(again, plain[1:]) <= 1  # noises go along
+    assert largest_difference(scores.redraw(base, small[:1], 0.5, steps=4, seed=1), plain[:1]) > 1
     assert len({p.tobytes() for p in scores.redraw(base, [small[0]] * 3, 0.5, steps=4)}) == 3
     set_scale(base, "ink")
     assert scores.redraw(base, small, 0.5, steps=4) != plain
