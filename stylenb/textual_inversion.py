@@ -26,14 +26,14 @@ from .training import History, LoopSettings, NotFinite, digest, encode, fit, ref
 class EmbeddingSettings(LoopSettings):
     """How `train_embedding` trains; `usual_settings` knows what suits a base."""
 
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-2
     prompt: str = "a <style> painting"  # with the new token in it
     initializer: str = "painting"  # a word whose embedding it begins as
 
 
 def usual_settings(base: Base, **changes) -> EmbeddingSettings:
-    """What to begin with on this base, and `changes` to it: for SD v1.5 those of the reference
-    implementation, for the pocket base what served best in a few minutes on two CPU cores."""
+    """What to begin with on this base, and `changes` to it: customary ones for SD v1.5, and what
+    served best on the pocket base, where a single word moves little."""
     usual = {}
     if base.image_size >= 512:
         usual = {

@@ -679,7 +679,7 @@ def test_an_embedding_that_does_not_fit_is_refused(base, tmp_path):
 
 def test_the_usual_settings_follow_the_base_and_the_method(base):
     assert usual_settings(base).learning_rate == DreamBoothSettings().learning_rate
-    assert usual_settings(base, train="lora").learning_rate == 1e-3 and base.default_guidance == 3
+    assert usual_settings(base, train="lora").learning_rate == 3e-3 and base.default_guidance == 3
     base.image_size = 512
     large = usual_settings(base, steps=7)
     assert (large.learning_rate, large.steps, large.batch_size) == (5e-6, 7, 1)
