@@ -73,8 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     stylize.add_argument(
         "--solver",
         choices=("ddim", "lcm", "dpm"),
-        default="ddim",
-        help="dpm needs a third of the steps (default: ddim)",
+        help="how to denoise (default: the base's own)",
     )
     stylize.add_argument(
         "--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of the noise (default: 0)"

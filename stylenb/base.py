@@ -26,6 +26,7 @@ SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 SD15_TEXT_WIDTH = 768  # cross_attention_dim: the width of CLIP ViT-L/14's text encoder
 TAESD_VARIABLE = "STYLENB_TAESD"
 TAESD_HUB_ID = "madebyollin/taesd"
+SOLVER_STEPS = {"ddim": 30, "lcm": 12, "dpm": 10}  # of the whole schedule, unless told
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_DEPTH = 6  # models/<owner>/<model>/<framework>/<variation>/<version>
 _WEIGHTS = {
@@ -49,9 +50,6 @@ class Base:
     Gradients are left to the caller: the weights do not require any, but they flow through
     encode, decode, embed and predict_noise to whatever does.
     """
-
-    default_steps = 30
-    default_strength = 0.6
 
     def __init__(self, name, folder, vae, unet, scheduler, tokenizer, text_encoder, device, dtype):
         self.name, self.folder = name, folder
@@ -167,6 +165,22 @@ class Base:
         with torch.inference_mode(False), torch.no_grad():
             other.prompt, other._embedding = prompt, self.embed(prompt)
         return other
+
+    @property
+    def default_solver(self) -> str:
+        """What `denoise` draws with, see there."""
+        return "ddim" if self.image_size >= 512 else "lcm"
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of the whole schedule with that solver."""
+        return SOLVER_STEPS[self.default_solver]
+
+    @property
+    def default_strength(self) -> float:
+        """How far up the schedule to start: 16 x 16 latents hold little under as much noise as
+        64 x 64 latents bear."""
+        return 0.6 if self.image_size >= 512 else 0.33
 
     @property
     def default_guidance(self) -> float:

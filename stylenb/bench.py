@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .base import DATA, Base, autocast, load
+from .base import DATA, SOLVER_STEPS, Base, autocast, load
 from .baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
 from .errors import StylenbError
 from .inference import stylize, stylize_folder
@@ -162,7 +162,8 @@ def bench_truth(
             print(row(score, *rows[score][-1]), flush=True)
     lines = [
         f"{len(loras)} styles x {count} scenes; LoRA at strength {base.default_strength:g}, scale "
-        f"1, {base.default_steps} steps. Each baseline has the setting of its knob (after *at*) "
+        f"1, {base.default_steps} steps of {base.default_solver}. Each baseline has the setting of "
+        "its knob (after *at*) "
         "that comes nearest to the truth among those that keep at least as much of the scene as "
         "the LoRA does, by the agreement of their edges (*kept*); between settings its scores are "
         f"interpolated. Gatys ran {GATYS_STEPS} steps a picture. ± is half of the 95 % interval of "
@@ -289,13 +290,14 @@ def bench_inference(
     pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     pipe.set_progress_bar_config(disable=True)
     photo = sample_photo("chelsea", own.image_size)
-    how = {"strength": own.default_strength, "num_inference_steps": own.default_steps}
+    steps = SOLVER_STEPS["ddim"]
+    how = {"strength": own.default_strength, "num_inference_steps": steps}
 
     def diffusers(**guidance):
         return pipe("", photo, generator=torch.Generator().manual_seed(0), **how, **guidance)
 
     calls: dict[str, Callable] = {
-        "stylize": lambda: stylize(photo, file, base=own),
+        "stylize": lambda: stylize(photo, file, base=own, solver="ddim"),
         "diffusers, default guidance": diffusers,
         "diffusers, guidance 1": lambda: diffusers(guidance_scale=1.0),
     }
@@ -328,7 +330,7 @@ def bench_inference(
         done = len(list((Path(folder) / "out").glob("*.png")))
     return [
         f"One photo at {own.image_size} px, strength {own.default_strength:g}, "
-        f"{own.default_steps} steps, {str(own.dtype).removeprefix('torch.')}, {rounds} rounds in "
+        f"{steps} DDIM steps, {str(own.dtype).removeprefix('torch.')}, {rounds} rounds in "
         "turns: medians, and the median of the ratios within a round.",
         "",
         *table(["what", "seconds", "calls of the UNet", "times as long", "aim"], rows),
@@ -367,7 +369,8 @@ def bench_styles(
 ) -> list[str]:
     """Every style trained from its 16 pictures, then put on scenes whose true rendering is known:
     seconds, share that the judge names rightly, and distance to the true rendering."""
-    settings, base = settings or Settings(), load(base)
+    base = load(base)
+    settings = settings or Settings.for_base(base)
     scenes = scenes_of(base, count)
     plain = redraw(base, scenes)
     rows = []
@@ -392,7 +395,8 @@ def bench_styles(
     heads = ["style", "seconds", "judged right", "without LoRA", "to the truth", "photo", "plain"]
     return [
         f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}; {count} scenes "
-        f"redrawn at strength {base.default_strength:g}, {base.default_steps} steps. Distances to "
+        f"redrawn at strength {base.default_strength:g}, {base.default_steps} steps of "
+        f"{base.default_solver}. Distances to "
         "the true rendering: of the LoRA's picture, of the *photo* as it was, and of *plain* "
         "image-to-image without LoRA; ± is the standard error. The judge, through which they are "
         "taken, was in no training loss.",

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .base import Base
+from .base import SOLVER_STEPS, Base
 from .errors import StylenbError
 from .lora import _lora_layers, _open, adapters, add_lora, merged, remove_lora, save_lora
 from .losses import noise_loss
@@ -56,7 +56,7 @@ TOGETHER = 4  # pictures that are drawn at once
 
 @dataclass(frozen=True)
 class DreamBoothSettings(LoopSettings):
-    """How `train_dreambooth` trains; `usual_settings` knows what suits a base."""
+    """How `train_dreambooth` trains; `for_base` knows what suits a base."""
 
     steps: int = 300
     batch_size: int = 4  # instance pictures; as many of the prior are added
@@ -69,6 +69,23 @@ class DreamBoothSettings(LoopSettings):
     prior_count: int = 48  # pictures that the base draws for the class prompt
     rank: int = 8  # of the LoRA, if that is what is trained
     alpha: float = 1.0
+
+    @staticmethod
+    def _usual(base: Base, changes: dict) -> dict:
+        lora = changes.get("train") == "lora"
+        if base.image_size < 512:  # a tenth of these rates teaches next to nothing in minutes
+            fewer = changes.get("train", "unet") != "unet"  # weights, so they must move further
+            return {"learning_rate": 3e-3} if fewer else {}
+        eight_bit = base.device.type == "cuda" and find_spec("bitsandbytes") is not None
+        return {
+            "steps": 800,
+            "batch_size": 1,
+            "accumulate": 2,
+            "learning_rate": 1e-4 if lora else 5e-6,
+            "optimizer": "adamw8bit" if eight_bit and not lora else "adamw",
+            "prior_count": 200,
+            "gradient_checkpointing": True,
+        }
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,31 +104,6 @@ class DreamBoothSettings(LoopSettings):
                 f"prompt and class_prompt are both {self.prompt!r}: put a rare token into the "
                 "prompt, 'sks' for example."
             )
-
-
-def usual_settings(base: Base, **changes) -> DreamBoothSettings:
-    """What to begin with on this base, and `changes` to it.
-
-    For SD v1.5 on a 16 GB GPU: the customary ones, with 8-bit AdamW where bitsandbytes is there.
-    For the pocket base: what gave good pictures of a new style in a few minutes on two CPU cores;
-    a tenth of these rates, customary for large models, teaches it next to nothing in that time.
-    """
-    usual = {}
-    lora = changes.get("train") == "lora"
-    if base.image_size >= 512:
-        eight_bit = base.device.type == "cuda" and find_spec("bitsandbytes") is not None
-        usual = {
-            "steps": 800,
-            "batch_size": 1,
-            "accumulate": 2,
-            "learning_rate": 1e-4 if lora else 5e-6,
-            "optimizer": "adamw8bit" if eight_bit and not lora else "adamw",
-            "prior_count": 200,
-            "gradient_checkpointing": True,
-        }
-    elif changes.get("train", "unet") != "unet":  # the fewer weights, the further they must move
-        usual = {"learning_rate": 3e-3}
-    return DreamBoothSettings(**{**usual, **changes})
 
 
 # ------------------------------------------------------------------------------ drawing by a prompt
@@ -151,13 +143,13 @@ def generate(
 ) -> list[Image.Image]:
     """Draw `count` pictures for a prompt with DDIM, from pure noise.
 
-    steps, guidance: None is the base's default; guidance 1 draws without classifier-free guidance
-    (https://arxiv.org/abs/2207.12598) in half the time. Picture i of a seed is drawn from a noise
-    of its own; `first` is the number of the first, so that a set can be drawn in parts.
+    steps: None is 30. guidance: None is the base's default; 1 draws without classifier-free
+    guidance (https://arxiv.org/abs/2207.12598) in half the time. Picture i of a seed is drawn from
+    a noise of its own; `first` is the number of the first, so that a set can be drawn in parts.
 
     Raises StylenbError for values out of range and once the text encoder was dropped.
     """
-    steps = base.default_steps if steps is None else steps
+    steps = SOLVER_STEPS["ddim"] if steps is None else steps
     guidance = base.default_guidance if guidance is None else guidance
     last = base.scheduler.config.num_train_timesteps - 1
     for name, value, least, most in (("count", count, 1, 99_999), ("steps", steps, 1, last)):
@@ -272,7 +264,7 @@ def train_dreambooth(
     """Teach the base what the rare token in `settings.prompt` means; it is left as trained.
 
     instance_pictures: PIL pictures of the base's size, 3 or more.
-    settings: see DreamBoothSettings; None is usual_settings(base).
+    settings: see DreamBoothSettings; None is DreamBoothSettings.for_base(base).
     prior_pictures: of the class, instead of those that the base draws for itself (prior_set).
     how: folder, minutes, validation, ... as `training.fit` takes them; validation photos are
         redrawn with the prompt. With a folder, `NAME.safetensors` and `history.json` are written
@@ -287,7 +279,7 @@ def train_dreambooth(
     Raises StylenbError for fewer than 3 pictures, pictures of several sizes, while LoRAs are in the
     UNet, without a text encoder, and see `fit`.
     """
-    settings = settings or usual_settings(base)
+    settings = settings or DreamBoothSettings.for_base(base)
     pictures = list(instance_pictures)
     if len(pictures) < 3:
         raise StylenbError(

@@ -22,7 +22,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
 
-from .base import Base, load
+from .base import SOLVER_STEPS, Base, load
 from .errors import StylenbError
 from .lora import find_lora, load_lora, merged_for_now
 from .losses import estimate_x0
@@ -37,7 +37,6 @@ from .photos import (
     to_tensor,
 )
 
-SOLVERS = ("ddim", "lcm", "dpm")
 BATCH_PIXELS = 512 * 512  # in a batch, unless its size is given
 
 _load_once = lru_cache(maxsize=1)(load)
@@ -47,14 +46,16 @@ _load_once = lru_cache(maxsize=1)(load)
 def denoise(
     base: Base,
     latents: torch.Tensor,
-    strength: float,
-    steps: int,
+    strength: float | None = None,
+    steps: int | None = None,
     seed: int | Iterable[int] = 0,
-    solver: str = "ddim",
+    solver: str | None = None,
 ) -> torch.Tensor:
     """Noise latents (N, 4, h, w) up to `strength` of the schedule and denoise them; same shape out.
 
     strength: 1 starts from pure noise and keeps nothing; strength s takes s * steps steps.
+    strength, solver: None is the base's default; steps: None is 30 for "ddim", 12 for "lcm", 10
+        for "dpm".
     seed: of the noise. One number gives every picture the same noise; a sequence of N gives each
         its own. A picture's noise does not depend on what else is in the batch.
     solver: "ddim" (https://arxiv.org/abs/2010.02502) goes through the last s * steps of the base's
@@ -65,6 +66,7 @@ def denoise(
         guesses again (https://arxiv.org/abs/2303.01469, algorithm 1). The other two take what the
         guess leaves unexplained for noise and keep it, and with it the colours of the photo.
     """
+    strength, steps, solver = _defaults(base, strength, steps, solver)
     count = max(1, round(steps * strength))
     generators = [torch.Generator().manual_seed(one) for one in _seeds(seed, len(latents))]
 
@@ -94,12 +96,18 @@ def denoise(
         scheduler.set_begin_index(0)
         timesteps = scheduler.timesteps
     else:
-        raise StylenbError(f"solver is one of {', '.join(SOLVERS)}, not {solver!r}.")
+        raise StylenbError(f"solver is one of {', '.join(SOLVER_STEPS)}, not {solver!r}.")
     latents = scheduler.add_noise(latents, new_noise(), timesteps[:1])
     for t in timesteps:
         noise = base.predict_noise(latents, t)
         latents = scheduler.step(noise, t, latents).prev_sample
     return latents
+
+
+def _defaults(base: Base, strength, steps, solver) -> tuple[float, int, str]:
+    solver = base.default_solver if solver is None else solver
+    strength = base.default_strength if strength is None else strength
+    return strength, SOLVER_STEPS.get(solver) if steps is None else steps, solver
 
 
 def _karras_timesteps(alphas_cumprod: torch.Tensor, first: int, count: int) -> list[int]:
@@ -136,7 +144,7 @@ def stylize(
     seed: int | Iterable[int] = 0,
     base: Base | str = "pocket",
     fit: str = "crop",
-    solver: str = "ddim",
+    solver: str | None = None,
     batch_size: int | None = None,
     keep_colours: bool = False,
 ) -> Image.Image | list[Image.Image]:
@@ -146,11 +154,11 @@ def stylize(
     file, {style: weight, ...} for the exact sum of several, or None for the base alone.
     strength in (0, 1]: how far up the noise schedule to start; None is the base's default.
     scale: the LoRA's volume, 0 is off; or one for each group of layers, see `set_scale`.
-    steps: of the whole schedule; None is the base's default, a third of it for "lcm" and "dpm".
+    steps, solver: of the whole schedule, and "ddim", "lcm" or "dpm"; None as in `denoise`.
     seed: a number, or one for each picture. The same photo and seed give the same picture whatever
-    else is in the list, to within rounding (a level of 255). solver: "ddim", "lcm" or "dpm", see
-    `denoise`. fit: "crop" or "pad" to a square. batch_size: pictures drawn at once; None is as
-    many as make up 512 x 512 pixels. keep_colours: see `with_colours_of`.
+    else is in the list, to within rounding (a level of 255). fit: "crop" or "pad" to a square.
+    batch_size: pictures drawn at once; None is as many as make up 512 x 512 pixels. keep_colours:
+    see `with_colours_of`.
 
     Raises StylenbError for a photo that cannot be opened, an unknown style, or a value out of
     range.
@@ -160,6 +168,7 @@ def stylize(
     seeds = _seeds(seed, len(images))
     look = _Look(style, strength, scale, steps, fit, solver, keep_colours)
     base = _open_base(base)
+    look.settle(base)
     photos = [open_photo(one, size=base.image_size, fit=fit) for one in images]
     at_once = _batch_size(base, batch_size)
     pictures: list[Image.Image] = []
@@ -196,24 +205,28 @@ class _Look:
     scale: float | Mapping[str, float] = 1.0
     steps: int | None = None
     fit: str = "crop"
-    solver: str = "ddim"
+    solver: str | None = None
     keep_colours: bool = False
 
     def __post_init__(self):
-        if self.solver not in SOLVERS:
-            raise StylenbError(f"solver is one of {', '.join(SOLVERS)}, not {self.solver!r}.")
-        default = Base.default_steps if self.solver == "ddim" else Base.default_steps // 3
-        self.strength = Base.default_strength if self.strength is None else self.strength
-        self.steps = default if self.steps is None else self.steps
-        if not 0 < self.strength <= 1:
+        if self.solver not in (None, *SOLVER_STEPS):
+            known = ", ".join(SOLVER_STEPS)
+            raise StylenbError(f"solver is one of {known}, not {self.solver!r}.")
+        if self.strength is not None and not 0 < self.strength <= 1:
             raise StylenbError(f"strength lies above 0 and up to 1, not {self.strength}.")
-        if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
+        if self.steps is not None and not (isinstance(self.steps, int) and 1 <= self.steps <= 1000):
             raise StylenbError(f"steps is a whole number from 1 to 1000, not {self.steps}.")
         weights = self.style
         if not isinstance(weights, Mapping):
             weights = {} if weights is None else {weights: 1.0}
         # found before a large base is loaded in vain
         self.files = [(find_lora(style), weight) for style, weight in weights.items()]
+
+    def settle(self, base: Base) -> None:
+        """Put what suits the base where nothing was said."""
+        self.strength, self.steps, self.solver = _defaults(
+            base, self.strength, self.steps, self.solver
+        )
 
 
 def _open_base(base: Base | str) -> Base:
@@ -312,6 +325,8 @@ def stylize_folder(
     (seed,) = _seeds(seed, 1)
     folder, files = _list_folder(folder)
     output = _output_folder(folder, output)
+    base = _open_base(base)
+    look.settle(base)
     told = _told(look, seed, base)
     if not overwrite:
         _refuse_to_mix(output, told)
@@ -329,7 +344,6 @@ def stylize_folder(
             done.skipped.append((file.name, f"{target.name} is there and not its picture"))
             guarded += 1
     if todo:
-        base = _open_base(base)
         with _styled(base, look), tqdm(total=len(todo), disable=not progress, desc="photos") as bar:
             at_once = _batch_size(base, batch_size)
             for first in range(0, len(todo), at_once):
@@ -378,10 +392,9 @@ def _targets(files: list[Path], output: Path) -> dict[Path, Path]:
     return targets
 
 
-def _told(look: _Look, seed: int, base: Base | str) -> dict:
+def _told(look: _Look, seed: int, base: Base) -> dict:
     """What a picture tells of how it was drawn; the style's file by a digest too, since it may be
     trained anew under its name."""
-    name = base.name if isinstance(base, Base) else Path(base).name
     styles = {
         file.stem: [weight, hashlib.sha256(file.read_bytes()).hexdigest()[:12]]
         for file, weight in look.files
@@ -390,7 +403,8 @@ def _told(look: _Look, seed: int, base: Base | str) -> dict:
         key: getattr(look, key)
         for key in ("strength", "scale", "steps", "fit", "solver", "keep_colours")
     }
-    text = json.dumps({"style": styles, **told, "seed": seed, "base": name}, default=float)
+    told |= {"seed": seed, "base": base.name, "prompt": base.prompt}
+    text = json.dumps({"style": styles, **told}, default=float)
     return json.loads(text)  # as it is read back
 
 

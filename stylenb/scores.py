@@ -387,9 +387,7 @@ def redraw(
 
     The i-th has the noise of seed + i, so that no figure hangs on a single noise.
     """
-    strength = base.default_strength if strength is None else strength
-    steps = base.default_steps if steps is None else steps
-    if not 0 < strength <= 1:
+    if strength is not None and not 0 < strength <= 1:
         raise StylenbError(f"strength lies above 0 and up to 1, not {strength}.")
     images, pictures = to_tensor(photos), []
     at_once = max(1, 512**2 // images[0, 0].numel())

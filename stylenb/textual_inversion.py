@@ -24,26 +24,23 @@ from .training import History, LoopSettings, NotFinite, digest, encode, fit, ref
 
 @dataclass(frozen=True)
 class EmbeddingSettings(LoopSettings):
-    """How `train_embedding` trains; `usual_settings` knows what suits a base."""
+    """How `train_embedding` trains; `for_base` knows what suits a base."""
 
     learning_rate: float = 2e-2
     prompt: str = "a <style> painting"  # with the new token in it
     initializer: str = "painting"  # a word whose embedding it begins as
 
-
-def usual_settings(base: Base, **changes) -> EmbeddingSettings:
-    """What to begin with on this base, and `changes` to it: customary ones for SD v1.5, and what
-    served best on the pocket base, where a single word moves little."""
-    usual = {}
-    if base.image_size >= 512:
-        usual = {
+    @staticmethod
+    def _usual(base: Base, changes: dict) -> dict:
+        if base.image_size < 512:
+            return {}
+        return {
             "steps": 2000,
             "batch_size": 1,
             "accumulate": 4,
             "learning_rate": 2e-3,  # 5e-4 for each picture of an update
             "gradient_checkpointing": True,
         }
-    return EmbeddingSettings(**{**usual, **changes})
 
 
 def train_embedding(
@@ -56,8 +53,8 @@ def train_embedding(
     """Learn the embedding of one new token from a few pictures; it is left in the base.
 
     pictures: PIL pictures of the base's size, 3 or more. settings: see EmbeddingSettings; None is
-    usual_settings(base) with the token in the prompt. how: folder, minutes, validation, ... as
-    `training.fit` takes them; validation photos are redrawn with the prompt. With a folder,
+    EmbeddingSettings.for_base(base) with the token in the prompt. how: folder, minutes, validation,
+    ... as `training.fit` takes them; validation photos are redrawn with the prompt. With a folder,
     `learned_embeds.safetensors` and `history.json` are written there, and a run that was cut goes
     on from its last checkpoint when it is started again.
 
@@ -65,7 +62,7 @@ def train_embedding(
     Raises StylenbError for a token that is a word already, or not in the prompt, an initializer
     that is not one token, fewer than 3 pictures, and see `fit`.
     """
-    settings = settings or usual_settings(base, prompt=f"a {token} painting")
+    settings = settings or EmbeddingSettings.for_base(base, prompt=f"a {token} painting")
     pictures = list(pictures)
     if len(pictures) < 3:
         raise StylenbError(

@@ -57,6 +57,17 @@ class LoopSettings:
     gradient_checkpointing: bool = False  # less memory, about a third more time
     seed: int = 0
 
+    @classmethod
+    def for_base(cls, base: Base, **changes):
+        """What to begin with on this base, and `changes` to it. For the pocket base that is what
+        gave good pictures in minutes on two CPU cores; for SD v1.5, what is customary on a 16 GB
+        GPU."""
+        return cls(**{**cls._usual(base, changes), **changes})
+
+    @staticmethod
+    def _usual(base: Base, changes: dict) -> dict:
+        return {}
+
     def __post_init__(self):
         values = asdict(self)
         whole = ("rank", "steps", "batch_size", "accumulate", "picture_batch", "picture_every")
@@ -76,7 +87,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Settings(LoopSettings):
-    """How `train_style` teaches a LoRA a style; the defaults suit the pocket base.
+    """How `train_style` teaches a LoRA a style; `for_base` knows what suits a base.
 
     With larger weights of the picture losses the L2 stops falling, and with it go the marks of the
     style: the palette comes, and blots in place of hatching.
@@ -94,6 +105,21 @@ class Settings(LoopSettings):
     picture_every: int = 1  # they are taken at every k-th update
     picture_timesteps: int = 400  # and below this timestep, weighted by min(1, SNR)
     features: str = "pocket"  # or "squeeze", "alex", "vgg": what LPIPS and style loss look through
+
+    @staticmethod
+    def _usual(base: Base, changes: dict) -> dict:
+        if base.image_size < 512:
+            return {}
+        return {  # the loss of a picture costs several plain steps here, its decoder most of it
+            "steps": 800,
+            "batch_size": 1,
+            "accumulate": 4,
+            "learning_rate": 1e-4,
+            "warmup": 40,
+            "picture_batch": 1,
+            "picture_every": 4,
+            "gradient_checkpointing": True,
+        }
 
     @property
     def looks_at_pictures(self) -> bool:
@@ -182,14 +208,14 @@ def train_style(
     style_pictures: PIL pictures of the base's size, 4 or more. The noise L2 is taken on them alone.
     content_pictures: pictures of anything, that LPIPS and the style loss teach the LoRA to redraw;
         None takes the style pictures for both.
-    settings: see Settings. how: folder, minutes, validation, ... as `fit` takes them. With a
-        folder, `NAME.safetensors` and `history.json` are written there, and a run that was cut
-        goes on from its last checkpoint when it is started again.
+    settings: see Settings; None is Settings.for_base(base). how: folder, minutes, validation, ...
+        as `fit` takes them. With a folder, `NAME.safetensors` and `history.json` are written there,
+        and a run that was cut goes on from its last checkpoint when it is started again.
 
     The base's text encoder and tokenizer are dropped: "" is encoded once, and nothing else is
     needed. Raises StylenbError for fewer than 4 pictures, and see `fit`.
     """
-    settings = settings or Settings()
+    settings = settings or Settings.for_base(base)
     if len(style_pictures) < 4:
         raise StylenbError(
             f"A style needs at least 4 pictures, better 16; these are {len(style_pictures)}."
@@ -410,7 +436,7 @@ def redraw(base: Base, photos: Sequence) -> list:
     training = base.unet.training
     base.unet.eval()
     latents = torch.cat([base.encode(part) for part in to_tensor(photos).split(4)])
-    latents = denoise(base, latents, base.default_strength, base.default_steps)
+    latents = denoise(base, latents)
     base.unet.train(training)
     return [p for part in latents.split(4) for p in to_pictures(base.decode(part))]
 

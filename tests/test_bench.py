@@ -28,7 +28,8 @@ def lora(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _fewer_steps(monkeypatch):
-    monkeypatch.setattr(stylenb.Base, "default_steps", 4)
+    monkeypatch.setitem(stylenb.base.SOLVER_STEPS, "lcm", 4)
+    monkeypatch.setitem(stylenb.base.SOLVER_STEPS, "ddim", 4)
 
 
 def cells(lines, first):

@@ -55,7 +55,7 @@ DEFAULTS = {
     "seed": 0,
     "base": "pocket",
     "fit": "crop",
-    "solver": "ddim",
+    "solver": None,
     "keep_colours": False,
 }
 MORE = "--strength 0.4 --scale -1 --steps 7 --seed 3 --base sd15 --fit pad --solver dpm"

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import stylenb
-from stylenb import StylenbError, dreambooth, textual_inversion, training
+from stylenb import StylenbError, dreambooth, training
 from stylenb.dreambooth import (
     DreamBoothSettings,
     fingerprint,
@@ -29,7 +29,6 @@ from stylenb.dreambooth import (
     train_dreambooth,
     trainable,
     undo_dreambooth,
-    usual_settings,
 )
 from stylenb.inference import denoise
 from stylenb.lora import about_lora, adapters, add_lora, load_lora, save_lora
@@ -303,9 +302,7 @@ def test_validation_photos_are_redrawn_with_the_prompt_of_now(base):
     history = train(base, settings, validation=photo, validate_every=2)
     assert list(history.pictures) == [2, 4]
     said = base.with_prompt(settings.prompt)
-    latents = denoise(
-        said, base.encode(to_tensor(photo)), base.default_strength, base.default_steps
-    )
+    latents = denoise(said, base.encode(to_tensor(photo)))
     assert to_pictures(said.decode(latents))[0].tobytes() == history.pictures[4][0].tobytes()
     plain = training.redraw(base, photo)[0]
     assert plain.tobytes() != history.pictures[4][0].tobytes()
@@ -678,13 +675,16 @@ def test_an_embedding_that_does_not_fit_is_refused(base, tmp_path):
 
 
 def test_the_usual_settings_follow_the_base_and_the_method(base):
-    assert usual_settings(base).learning_rate == DreamBoothSettings().learning_rate
-    assert usual_settings(base, train="lora").learning_rate == 3e-3 and base.default_guidance == 3
+    assert DreamBoothSettings.for_base(base).learning_rate == DreamBoothSettings().learning_rate
+    assert (
+        DreamBoothSettings.for_base(base, train="lora").learning_rate == 3e-3
+        and base.default_guidance == 3
+    )
     base.image_size = 512
-    large = usual_settings(base, steps=7)
+    large = DreamBoothSettings.for_base(base, steps=7)
     assert (large.learning_rate, large.steps, large.batch_size) == (5e-6, 7, 1)
     assert large.optimizer == "adamw" and base.default_guidance == 7.5  # on this device
-    assert textual_inversion.usual_settings(base).batch_size == 1
+    assert EmbeddingSettings.for_base(base).batch_size == 1
 
 
 def drop(base):

@@ -24,7 +24,8 @@ from stylenb import (
     stylize_folder,
     train_style,
 )
-from stylenb.inference import SOLVERS, denoise, with_colours_of
+from stylenb.base import SOLVER_STEPS
+from stylenb.inference import denoise, with_colours_of
 from stylenb.photos import to_pictures, to_tensor
 from stylenb.training import Settings
 
@@ -127,7 +128,7 @@ def test_strength_is_the_share_of_the_steps_that_are_run(base, strength, calls):
         return whole(latents, timestep, embedding)
 
     base.predict_noise = predict_noise
-    out = denoise(base, NOISY, strength, steps=10)
+    out = denoise(base, NOISY, strength, steps=10, solver="ddim")
     assert out.shape == NOISY.shape
     plain = DDIMScheduler.from_config(base.scheduler.config)
     plain.set_timesteps(10)
@@ -147,7 +148,7 @@ def test_strength_1_starts_at_the_end_of_the_schedule(base, steps):
         return latents
 
     base.predict_noise = predict_noise
-    denoise(base, NOISY, 1.0, steps)
+    denoise(base, NOISY, 1.0, steps, solver="ddim")
     assert len(seen) == steps and 950 < seen[0] <= 999 and seen[-1] >= 0
 
 
@@ -221,7 +222,7 @@ def test_the_solvers_on_a_case_with_a_known_answer(base, solver, steps, most, st
     assert (found - answer).norm() < most * answer.norm()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_STEPS)
 def test_a_step_is_one_call_of_the_unet_and_of_no_more_latents_than_there_are(base, solver):
     sizes = []
     base.unet.register_forward_pre_hook(lambda unet, inputs: sizes.append(len(inputs[0])))
@@ -229,7 +230,7 @@ def test_a_step_is_one_call_of_the_unet_and_of_no_more_latents_than_there_are(ba
     assert sizes == [3] * 5
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_STEPS)
 def test_the_scheduler_of_the_base_is_left_alone(base, solver):
     before = {k: copy.copy(v) for k, v in vars(base.scheduler).items()}
     denoise(base, NOISY, 0.5, 7, solver=solver)
@@ -239,7 +240,7 @@ def test_the_scheduler_of_the_base_is_left_alone(base, solver):
         assert same(value, before[key]), key
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVER_STEPS)
 def test_the_same_seed_gives_the_same_latents_whatever_is_beside_them(base, solver):
     def run(latents, seed):
         return denoise(base, latents, 0.6, 5, seed, solver)
@@ -351,8 +352,13 @@ def test_lightness_is_the_pictures_and_colour_the_photos(photo):
 
 
 def test_defaults_are_the_bases(base, photo):
-    said = stylize(photo, strength=base.default_strength, steps=base.default_steps, base=base)
-    assert stylize(photo, base=base).tobytes() == said.tobytes()
+    for side, strength, steps, solver in ((64, 0.33, 12, "lcm"), (512, 0.6, 30, "ddim")):
+        base = copy.copy(base)
+        base.image_size = side
+        said = stylize(photo, strength=strength, steps=steps, solver=solver, base=base)
+        assert stylize(photo, base=base).tobytes() == said.tobytes()
+    half = stylize(photo, solver="dpm", base=base)
+    assert half.tobytes() == stylize(photo, solver="dpm", steps=10, base=base).tobytes()
 
 
 def test_style_and_scale(base, photo, style):
@@ -538,7 +544,7 @@ def test_a_folder_of_photos(base, folder, style, tmp_path, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_what_is_there_is_not_drawn_again(base, folder, style, tmp_path, monkeypatch):
+def test_what_is_there_is_not_drawn_again(base, folder, style, tmp_path):
     output = tmp_path / "pictures"
     for name in ("cat.txt", "broken.jpg"):
         (folder / name).unlink()
@@ -548,8 +554,7 @@ def test_what_is_there_is_not_drawn_again(base, folder, style, tmp_path, monkeyp
     again = run_folder(folder, output, style, base)
     assert (again.drawn, again.there) == (["cup.jpg"], ["cat.png", "cup.webp"])
     assert {k: v for k, v in stamps(output).items() if k != "cup.jpg.png"} == first
-    monkeypatch.setattr("stylenb.inference._load_once", lambda base: pytest.fail("loaded in vain"))
-    third = run_folder(folder, output, style, str(base.folder))
+    third = run_folder(folder, output, style, base)
     assert (third.drawn, len(third.there)) == ([], 3)
 
 

@@ -107,7 +107,7 @@ show.sheet(
 # layout?
 
 # %%
-strengths = [0.2, 0.4, 0.6, 0.8, 1.0]
+strengths = [0.1, 0.2, 0.33, 0.5, 1.0]
 show.sheet(
     [stylenb.stylize(photo, styles[0], strength=s, base=base) for s in strengths],
     [f"strength {s}" for s in strengths],
@@ -161,7 +161,7 @@ def draw(strength, scale, seed):
 
 show.interactive(
     draw,
-    strength=(0.1, 1.0, 0.05, base.default_strength),
+    strength=(0.1, 1.0, 0.01, base.default_strength),
     scale=(0.0, 2.0, 0.1, 1.0),
     seed=(0, 9, 1, 0),
 )
@@ -204,19 +204,18 @@ from stylenb import to_tensor
 from stylenb.inference import denoise
 from stylenb.lora import load_lora, set_scale
 
-strength, steps = base.default_strength, base.default_steps
+strength = base.default_strength
 
 with torch.no_grad():
     images = to_tensor(photo)
     latents = base.encode(images)  # 1. encode
 
-    base.scheduler.set_timesteps(steps)
-    start = base.scheduler.timesteps[steps - round(steps * strength)]
+    start = torch.tensor([round(1000 * strength) - 1])  # of 1000 levels of noise
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    noisy = base.scheduler.add_noise(latents, noise, start[None])  # 2. noise
+    noisy = base.scheduler.add_noise(latents, noise, start)  # 2. noise
 
     set_scale(base, load_lora(base, styles[0]), 1.0)
-    denoised = denoise(base, latents, strength, steps, seed=0)  # 2. and 3. in one
+    denoised = denoise(base, latents, strength, seed=0)  # 2. and 3. in one
     set_scale(base, None)
 
     stages = [images, base.decode(noisy), base.decode(denoised)]  # 4. decode
@@ -244,7 +243,8 @@ show.sheet(
 #
 # ### Exercise: how many steps are run?
 # A picture made from pure noise takes all of the `steps`. With `strength` 0.5 the photo is noised
-# half way up, so only half of the steps are left to do. Give the nearest whole number.
+# half way up, so only half of the steps are left to do. Give the nearest whole number; one step at
+# least is always run.
 
 
 # %% tags=["exercise"]
@@ -256,7 +256,7 @@ def steps_run(steps, strength):
 # %% tags=["solution"]
 def steps_run(steps, strength):
     """steps: a whole number; strength: above 0, up to 1 -> how many steps are run."""
-    return round(steps * strength)
+    return max(1, round(steps * strength))
 
 
 # %% tags=["check"]

@@ -544,7 +544,7 @@ def sample(noisy, timesteps, guess=predict):
     return stages
 
 
-timesteps = timesteps_for(base.default_steps)
+timesteps = timesteps_for(30)
 print(len(timesteps), "timesteps:", *timesteps[:3], "...", *timesteps[-3:])
 
 # %% [markdown]
@@ -567,7 +567,7 @@ show.sheet(
 
 # %%
 scheduler = base.scheduler
-scheduler.set_timesteps(base.default_steps)
+scheduler.set_timesteps(len(timesteps))
 x = start
 for t in scheduler.timesteps:
     x = scheduler.step(predict(x, t), t, x).prev_sample
@@ -1035,21 +1035,21 @@ start_index = checks.check("start_index", start_index)
 # %%
 def redraw(latents, strength, seed=0, guess=predict):
     """Latents (N, 4, h, w) -> (noisy latents to start from, redrawn latents)."""
-    timesteps = timesteps_for(base.default_steps)
-    timesteps = timesteps[start_index(len(timesteps), strength) :]
+    to_run = timesteps[start_index(len(timesteps), strength) :]
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = add_noise(base.scheduler, latents, noise, timesteps[0])
-    return noisy, sample(noisy, timesteps, guess)[-1]
+    noisy = add_noise(base.scheduler, latents, noise, to_run[0])
+    return noisy, sample(noisy, to_run, guess)[-1]
 
 
 # %% [markdown]
-# That is all of image-to-image, and it is what `stylenb.stylize` does between encode and decode:
+# That is all of image-to-image, and it is what `stylenb.stylize` does between encode and decode
+# (for SD v1.5; for the pocket model see section 9):
 
 # %%
 from stylenb.inference import denoise
 
 _, mine = redraw(pair, 0.6)
-library = denoise(base, pair.to(base.device), 0.6, base.default_steps, seed=0).cpu()
+library = denoise(base, pair.to(base.device), 0.6, len(timesteps), seed=0, solver="ddim").cpu()
 difference = (mine - library).abs().max()
 print(f"largest difference from stylenb.inference.denoise: {difference:.0e}")
 if base.dtype == torch.float32:
@@ -1189,6 +1189,66 @@ show.interactive(draw, strength=(0.05, 1.0, 0.05, 0.5), seed=(0, 9, 1, 0))
 # - *Does strength change the time?* Yes, in proportion: it is the share of the steps.
 
 # %% [markdown]
+# ## 9. Fresh noise, and the colours of the photo
+#
+# A photo is to be redrawn in a style: with a LoRA in the UNet that has learned one (lesson 00; how
+# it got there is lessons 03 and 04). The guess is then of a picture in the style, and its colours
+# may be far from the photo's. What does a DDIM step do with the difference? Whatever of the noisy
+# latents is not in the guess, it takes for noise, and puts it *back on*. The colours of the photo
+# are in there.
+#
+# So throw it away: estimate the clean latents, put **fresh** noise on the estimate, less of it, and
+# estimate again. (Known from consistency models, Luo et al. 2023, https://arxiv.org/abs/2310.04378,
+# which are trained to need very few such rounds.)
+
+
+# %%
+def guess_again(latents, strength, steps=12, seed=0):
+    """Latents (N, 4, h, w) -> redrawn latents, by estimates and fresh noise in turns."""
+    random = torch.Generator().manual_seed(seed)
+    rounds = max(1, round(steps * strength))
+    for left in range(rounds, 0, -1):
+        t = round(1000 * strength * left / rounds) - 1
+        noisy = add_noise(
+            base.scheduler, latents, torch.randn(1, *latents.shape[1:], generator=random), t
+        )
+        latents = estimate_x0(base.scheduler, noisy, predict(noisy, t), t)
+    return latents
+
+
+library = denoise(base, pair.to(base.device), 0.3, 12, seed=0, solver="lcm").cpu()
+print(f"largest difference from stylenb's: {(guess_again(pair, 0.3) - library).abs().max():.0e}")
+
+# %%
+from stylenb.lora import load_lora, remove_lora, set_scale
+
+strength = base.default_strength
+rows = [("photo", pair), ("DDIM, no style", redraw(pair, strength)[1])]
+rows.append(("fresh, no style", guess_again(pair, strength)))
+fitting = stylenb.available_styles() if base.name == "pocket" else {}
+for style in list(fitting)[:2]:
+    name = load_lora(base, style)
+    set_scale(base, name)
+    rows.append((f"DDIM, {style}", redraw(pair, strength)[1]))
+    rows.append((f"fresh, {style}", guess_again(pair, strength)))
+    remove_lora(base, name)
+show.sheet(
+    [look(x[i][None])[0] for i in (0, 1) for _, x in rows],
+    [name for name, _ in rows],
+    columns=len(rows),
+    width=1.1,
+    title=f"The noise that was guessed, or fresh noise, at strength {strength:g}",
+    alt="The scene and the photo as they are, redrawn without a style, and in two styles, each "
+    "with the guessed noise and with fresh noise.",
+)
+
+# %% [markdown]
+# **What it means.** With fresh noise the guess is free to change the colours, and it takes a
+# handful of calls of the UNet. The price: fine detail of the photo is not carried along either. On
+# the pocket model, whose grid is coarse and whose styles change all colours, `stylize` works like
+# this (`solver="lcm"`); on SD v1.5, with DDIM. Both take either.
+
+# %% [markdown]
 # ## Recap
 #
 # - The schedule says how much picture and how much noise belong to a timestep; one formula adds the
@@ -1202,10 +1262,11 @@ show.interactive(draw, strength=(0.05, 1.0, 0.05, 0.5), seed=(0, 9, 1, 0))
 #   no second call of the UNet.
 # - Strength is where we start. Noise wipes out from fine to coarse, and a coarse grid is wiped out
 #   sooner.
+# - DDIM puts the guessed noise back, and with it the colours of the photo; fresh noise does not.
 #
 # ## If you want more
-# - Replace the guessed noise in `ddim_step` by fresh noise, wholly or in part. How many steps does
-#   the picture now need?
+# - In section 9, put back a mixture of guessed and fresh noise. From which share on do the colours
+#   change?
 # - Put the *latents of the photo* where `start` was, without noise, and run all the steps. What
 #   does the model take them for?
 # - In `redraw`, hand in `prompted(...)` with a prompt that contradicts the photo: night for day.

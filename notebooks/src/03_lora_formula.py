@@ -704,7 +704,7 @@ latents = base.encode(to_tensor(pictures)).float()
 
 def redraw(one_base, strength=base.default_strength):
     """Our two pictures, noised and denoised, as PIL pictures."""
-    denoised = denoise(one_base, latents, strength, base.default_steps, seed=0)
+    denoised = denoise(one_base, latents, strength, seed=0)
     return to_pictures(base.decode(denoised))
 
 

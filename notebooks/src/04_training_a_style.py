@@ -62,6 +62,7 @@ from stylenb.pocket.styles import apply_style
 from stylenb.training import Settings, budget, redraw, spread_timesteps, train_style
 
 size, last = base.image_size, base.scheduler.config.num_train_timesteps
+defaults = Settings.for_base(base)  # what the course trains a style with, from section 5 on
 style = "blueprint"  # or another folder in data/styles
 found = read_folder(DATA / "styles" / style, size)
 found
@@ -566,11 +567,11 @@ figure = show.figure(
     2.2,
     "How much an estimate counts",
     alt="A curve that is 1 for low timesteps and falls towards 0, steeply at first; the part above "
-    f"timestep {Settings().picture_timesteps} is shaded as not used.",
+    f"timestep {defaults.picture_timesteps} is shaded as not used.",
 )
 axes = figure.subplots()
 axes.plot(every, weight, color="#4f7cac")
-axes.axvspan(Settings().picture_timesteps, last, color="#888888", alpha=0.25)
+axes.axvspan(defaults.picture_timesteps, last, color="#888888", alpha=0.25)
 axes.set_xlabel("timestep t")
 axes.set_ylabel("weight")
 axes.grid(alpha=0.3)
@@ -596,8 +597,7 @@ def terms_of(prediction, noisy, noise, t, content):
     }
 
 
-defaults = Settings()  # what the course trains a style with
-usual = Settings(steps=budget(defaults.steps), batch_size=batch, picture_batch=extra)
+usual = replace(defaults, steps=budget(defaults.steps))
 weights = {"noise": 1.0, "lpips": usual.lpips_weight, "style": usual.style_weight}
 
 
@@ -1373,7 +1373,7 @@ load_checkpoint(sorted((folder / "four").glob("checkpoint-*.safetensors"))[-1])
 from stylenb.inference import denoise
 
 nothing = torch.zeros(4, *style_latents.shape[1:], device=base.device)
-dreams = look(denoise(base, nothing, 1.0, base.default_steps, seed=5))
+dreams = look(denoise(base, nothing, 1.0, 30, seed=5, solver="ddim"))
 remove_lora(base, "four")
 show.sheet(
     [*learned, *dreams],

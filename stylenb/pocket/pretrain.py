@@ -293,6 +293,18 @@ def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
     return torch.cat(latents)
 
 
+@torch.no_grad()
+def decode_all(vae, latents: torch.Tensor, args) -> np.ndarray:
+    """Pictures, uint8 (N, 128, 128, 3), of unscaled latents."""
+    vae = vae.to(args.device).float().eval()
+    pictures = []
+    with autocast(torch.device(args.device)):
+        for part in latents.split(64):
+            x = vae.decode(part.to(args.device)).sample.float().clamp(-1, 1)
+            pictures.append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(pictures)
+
+
 # ------------------------------------------------------------------------- text encoder and UNet
 
 
@@ -515,13 +527,17 @@ def train_perceptual(args) -> None:
 
 
 def train_judge(args) -> None:
-    """ShuffleNet on seeds of its own, blurred a little at random so that sharpness is no clue."""
+    """ShuffleNet on seeds of its own, as they are and as the autoencoder gives them back, blurred a
+    little at random: neither sharpness nor what the autoencoder loses is to be a clue.
+    """
     from torchvision.models import shufflenet_v2_x0_5
     from torchvision.transforms.functional import gaussian_blur
 
     pictures, facts = data.judge_set(args.work, args.pictures * 2 // 3)
+    vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
+    pictures = np.concatenate([pictures, decode_all(vae, encode_all(vae, pictures, args), args)])
     names = list(STYLES)
-    styles = torch.tensor([names.index(f["style"]) for f in facts])
+    styles = torch.tensor([names.index(f["style"]) for f in facts] * 2)
     torch.manual_seed(1)
     network = shufflenet_v2_x0_5(num_classes=len(names))
 
