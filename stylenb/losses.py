@@ -2,7 +2,7 @@
 the style.
 
 LPIPS and the style loss look at pictures, so they are taken from the estimate of the clean picture
-that a noise prediction implies, and share one pass through one feature network.
+that a noise prediction implies, through one feature network.
 """
 
 from __future__ import annotations
@@ -140,8 +140,22 @@ def palette(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, rest @ rest.mT / rest.shape[2]
 
 
+def tones(images: torch.Tensor) -> torch.Tensor:
+    """Where images (N, 3, H, W) in [-1, 1] are light and where dark, as images of the same shape:
+    grey, blurred to 32 x 32 places, and brought to one mean and spread.
+
+    This is what LPIPS is shown of the content. Of the whole picture it would hold on to the colours
+    and the fine marks as well, which the style is there to change: hatching becomes a tone here,
+    and a style may darken all.
+    """
+    small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 32).mean(1, keepdim=True)
+    grey = torch.nn.functional.interpolate(small, images.shape[2:], mode="bilinear")
+    spread, mean = torch.std_mean(grey, (1, 2, 3), keepdim=True)
+    return (0.4 * (grey - mean) / (spread + 0.1)).expand(-1, 3, -1, -1)
+
+
 class PictureLosses:
-    """LPIPS to the content and distance to a style, from one pass through the feature network.
+    """LPIPS to the tones of the content, and distance to a style.
 
     style_images (M, 3, H, W) in [-1, 1] set the target once: the means of their Gram matrices and
     palettes.
@@ -153,15 +167,14 @@ class PictureLosses:
             parts = [self._describe(images) for images in style_images.to(device).split(4)]
         self.targets = [torch.cat(part).mean(0) for part in zip(*parts, strict=True)]
 
-    def _describe(self, images, features=None) -> list[torch.Tensor]:
-        features = unit_features(self.net, images) if features is None else features
-        return [*palette(images), *map(gram, features)]
+    def _describe(self, images) -> list[torch.Tensor]:
+        return [*palette(images), *map(gram, unit_features(self.net, images))]
 
     def __call__(
         self, images: torch.Tensor, content: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and the content they are to keep, both (N, 3, H, W) in [-1, 1] -> LPIPS (N,) and
-        style distance (N,).
+        """Images and the content they are to keep, both (N, 3, H, W) in [-1, 1] -> LPIPS of their
+        tones (N,) and style distance (N,).
 
         Half of the style distance is of textures: the squared distance of the Gram matrices over
         the squared length of the target, the mean of all layers. The other half is of the palette:
@@ -170,14 +183,14 @@ class PictureLosses:
         """
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
-            features = unit_features(self.net, images)
+            found = unit_features(self.net, tones(images))
             with torch.no_grad():
-                content_features = unit_features(self.net, content.float())
-            return lpips_from(self.net, features, content_features), self.style(images, features)
+                wanted = unit_features(self.net, tones(content))
+            return lpips_from(self.net, found, wanted), self.style(images)
 
-    def style(self, images: torch.Tensor, features=None) -> torch.Tensor:
+    def style(self, images: torch.Tensor) -> torch.Tensor:
         """The style distance alone: (N,)."""
-        found = self._describe(images, features)
+        found = self._describe(images)
         mean, covariance, *grams = [
             (one - target).pow(2).flatten(1).sum(1)
             for one, target in zip(found, self.targets, strict=True)

@@ -99,8 +99,8 @@ class Settings(LoopSettings):
     warmup: int = 10
     rank: int = 8
     alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
-    lpips_weight: float = 0.008
-    style_weight: float = 0.25
+    lpips_weight: float = 0.06
+    style_weight: float = 0.5
     picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
     picture_every: int = 1  # they are taken at every k-th update
     picture_timesteps: int = 400  # and below this timestep, weighted by min(1, SNR)

@@ -144,11 +144,26 @@ def test_a_style_of_one_flat_colour_has_a_distance():
     assert alike < 1e-6 and 10 < other < 1e6
 
 
-def test_one_pass_gives_both_losses_and_gradients(net, scenes):
+def test_tones_are_where_it_is_light_and_where_dark(scenes):
+    found = losses.tones(scenes)
+    assert found.shape == scenes.shape and torch.equal(found[:, 0], found[:, 2])
+    assert found.mean((1, 2, 3)).abs().max() < 1e-5 and found.std() > 0.1
+    tinted = scenes * torch.tensor([0.6, 0.3, 0.6]).view(3, 1, 1) - 0.2  # darker, paler, tinted
+    marks = torch.ones_like(scenes)
+    marks[..., ::2] = -1  # fine stripes over everything
+    for same in (tinted, scenes + 0.3 * marks):
+        assert (losses.tones(same) - found).pow(2).mean() < 0.1 * found.pow(2).mean()
+    for other in (scenes.flip(-1), -scenes):
+        assert (losses.tones(other) - found).pow(2).mean() > 0.3 * found.pow(2).mean()
+    assert losses.tones(torch.zeros(1, 3, 64, 64)).isfinite().all()
+
+
+def test_both_losses_and_gradients(net, scenes):
     looks = losses.PictureLosses(styled("poster", (50, 51)))
     images = scenes.clone().requires_grad_()
     lpips, style = looks(images, scenes.flip(0))
-    assert torch.allclose(lpips, net(scenes, scenes.flip(0)).flatten(), rtol=1e-3)
+    tones = losses.tones(scenes)
+    assert torch.allclose(lpips, net(tones, tones.flip(0)).flatten(), rtol=1e-3)
     assert torch.allclose(style, looks.style(scenes), rtol=1e-3)
     (lpips.sum() + style.sum()).backward()
     assert images.grad.abs().sum() > 0 and images.grad.isfinite().all()

@@ -63,7 +63,7 @@ from stylenb.training import Settings, budget, redraw, spread_timesteps, train_s
 
 size, last = base.image_size, base.scheduler.config.num_train_timesteps
 defaults = Settings.for_base(base)  # what the course trains a style with, from section 5 on
-style = "blueprint"  # or another folder in data/styles
+style = "ink"  # or another folder in data/styles
 found = read_folder(DATA / "styles" / style, size)
 found
 
@@ -286,8 +286,40 @@ with torch.no_grad():
 # (The package can also weigh the features by how much people care about each. Those weights belong
 # to other networks than ours, so they are left out.)
 #
+# But LPIPS holds on to *everything*: colours, fine marks, brightness. Those are what the style is
+# there to change; with LPIPS on the whole picture it could not. What should stay is what is where.
+# So LPIPS is shown the **tones** only: where the picture is light and where dark, in blurred grey.
+# Hatching becomes a tone there, and so does a heap of dots.
+
+
+# %%
+def tones(images):
+    """Images (N, 3, H, W) -> the same, grey, blurred to 32 × 32 places, of one mean and spread."""
+    small = torch.nn.functional.adaptive_avg_pool2d(images, 32).mean(1, keepdim=True)
+    grey = torch.nn.functional.interpolate(small, images.shape[2:], mode="bilinear")
+    spread, mean = torch.std_mean(grey, (1, 2, 3), keepdim=True)
+    return (0.4 * (grey - mean) / (spread + 0.1)).expand(-1, 3, -1, -1)
+
+
+drawn_in_ink = to_tensor([apply_style("ink", picture) for picture in content_pictures[:4]])
+plain_four = content_images[:4]
+show.sheet(
+    [*plain_four, *drawn_in_ink, *tones(plain_four), *tones(drawn_in_ink)],
+    ["content"] * 4 + ["in ink"] * 4 + ["tones of the content"] * 4 + ["tones in ink"] * 4,
+    columns=8,
+    width=1.0,
+    title="What LPIPS is shown",
+    alt="Four pictures and the same drawn in ink, and below each its tones: blurred and grey. The "
+    "tones of a drawing are like those of its picture where dark places are hatched.",
+)
+with torch.no_grad():
+    one, two = plain_four.to(base.device), drawn_in_ink.to(base.device)
+    print(f"LPIPS of the pictures: {float(lpips(one, two).mean()):.2f}")
+    print(f"LPIPS of their tones:  {float(lpips(tones(one), tones(two)).mean()):.2f}")
+
+# %% [markdown]
 # ### Style loss: is it in the style?
-# A style is not *where* something is but *what goes with what*: white lines on blue, dark rims
+# A style is not *where* something is but *what goes with what*: slanted strokes on cream, dark rims
 # around bright panes. So forget the places, and ask for each pair of features how strongly they
 # occur **together**. That is a **Gram matrix** (Gatys et al. 2015,
 # https://arxiv.org/abs/1508.06576):
@@ -358,7 +390,7 @@ show.sheet(
 #
 # Beside the layers stands the **palette**: the mean colour, and the covariance of red, green and
 # blue, which says how far they vary and which of them vary together. Both are compared in units of
-# the variance that the style itself has: a blueprint is nearly all one blue, so a little off is
+# the variance that the style itself has: where that is nearly all one colour, a little off is
 # much. As one layer among many the palette would be drowned, so it makes up half of the loss.
 
 
@@ -398,15 +430,14 @@ looks = losses.PictureLosses(style_images, device=base.device)
 with torch.no_grad():
     library_lpips, library_style = looks(estimates, content)
     for name, ours, theirs in (
-        ("LPIPS", lpips(estimates, content), library_lpips),
+        ("LPIPS", lpips(tones(estimates), tones(content)), library_lpips),
         ("style", style_loss(estimates), library_style),
     ):
         print(f"{name}: ours {ours.tolist()}, the library's {theirs.tolist()}")
         print(f"       largest difference {(ours - theirs).abs().max():.0e}")
 
 # %% [markdown]
-# From here on the library could do it all. It sends a picture through the network only once for
-# both losses.
+# From here on the library could do it all.
 #
 # **Predict:** cut a picture of the style into 16 tiles and lay them out anew, at random. What will
 # the style loss say, and what LPIPS?
@@ -507,9 +538,10 @@ for level in levels:
         image = base.decode(losses.estimate_x0(base.scheduler, x, guess, at)).float()
         ratio = float(losses.snr(base.scheduler, at))
         rows.append((level, ratio, image[0].cpu()))
+        kept = float(lpips(tones(image), tones(content[:1])))
         print(
             f"t = {level:3d}: SNR {ratio:8.3f}   gain {ratio**-0.5:6.2f}   "
-            f"LPIPS {float(lpips(image, content[:1])):.2f}   style {float(style_loss(image)):.2f}"
+            f"LPIPS {kept:.2f}   style {float(style_loss(image)):.2f}"
         )
 
 show.sheet(
@@ -592,7 +624,7 @@ def terms_of(prediction, noisy, noise, t, content):
     weight = trust(base.scheduler, t[batch:])
     return {
         "noise": l2(prediction[:batch], noise[:batch]),
-        "lpips": (weight * lpips(images, content)).mean(),
+        "lpips": (weight * lpips(tones(images), tones(content))).mean(),
         "style": (weight * style_loss(images)).mean(),
     }
 
@@ -1220,8 +1252,8 @@ for name in cost:
 #
 # - **L2 alone** learns the marks of the style where the noise leaves room for them. It was never
 #   shown a noised photo, so nothing has taught it to change what still shows through.
-# - **+ LPIPS** adds content pictures, and asks that they stay what they are. By itself that is a
-#   brake: it holds the scene, and with it everything that the style should have changed.
+# - **+ LPIPS** adds content pictures, and asks that what is light stays light and what is dark
+#   stays dark. By itself that is a brake: it says nothing of the style.
 # - **+ style loss** is the term that asks for change on a *photo*: its palette and marks are to be
 #   those of the style. Now the brake has something to hold.
 #
