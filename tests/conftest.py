@@ -11,15 +11,6 @@ import stylenb
 import stylenb.base
 
 
-def pytest_collection_modifyitems(items):
-    """Until the UNet is trained and lies in data/pocket-sd, what needs it cannot run."""
-    if not (stylenb.base.DATA / "pocket-sd" / "unet").is_dir():
-        missing = pytest.mark.skip(reason="data/pocket-sd has no UNet yet")
-        for item in items:
-            if item.get_closest_marker("pocket_model"):
-                item.add_marker(missing)
-
-
 @pytest.fixture(autouse=True)
 def _no_surprises(monkeypatch):
     """Whatever is set on this machine must not decide a test, and no test may use a network."""
