@@ -54,7 +54,7 @@ from pathlib import Path
 
 import torch
 
-from stylenb import checks, losses, read_folder, sample_photo, show, to_tensor
+from stylenb import SAMPLE_PHOTOS, checks, losses, read_folder, sample_photo, show, to_tensor
 from stylenb.base import DATA, autocast
 from stylenb.lora import add_lora, remove_lora, set_scale
 from stylenb.pocket.scenes import draw_scene
@@ -72,22 +72,24 @@ found
 # pocket UNet was trained on seven styles, and this was not among them. `read_folder` opens every
 # picture of a folder at the base's size, and says what it skipped.
 #
-# Beside them we need pictures of anything, in no style: the **content**. Twelve drawn scenes and
-# four photographs. Their work comes in step 4.
+# Beside them we need pictures of anything, in no style: the **content**. 24 drawn scenes and eight
+# photographs; many, so that whatever colours a photo has, the like was there. Their work comes in
+# step 4.
 
 # %%
 style_pictures = found.pictures
-content_pictures = [draw_scene(900_000 + i, size).picture for i in range(12)]
-content_pictures += [sample_photo(n, size) for n in ("astronaut", "motorcycle", "rocket", "camera")]
+content_pictures = [draw_scene(900_000 + i, size).picture for i in range(24)]
+photographs = [name for name in SAMPLE_PHOTOS if name not in ("chelsea", "coffee")]
+content_pictures += [sample_photo(name, size) for name in photographs[:8]]
 
 show.sheet(
-    style_pictures[:8] + content_pictures[4:],
+    style_pictures[:8] + content_pictures[-12:],
     [style] * 8 + ["content"] * 12,
     columns=10,
     width=0.85,
     title=f"Some of the pictures in the style {style}, and some of the content",
     alt=f"Eight pictures in the style {style}, all in its manner and of different scenes; then "
-    "eight drawn landscapes and four photographs in no style.",
+    "four drawn landscapes and eight photographs in no style.",
 )
 
 # %% [markdown]
@@ -114,7 +116,7 @@ print("style pictures  ", tuple(style_images.shape), "->", tuple(style_latents.s
 print("content pictures", tuple(content_images.shape), "->", tuple(content_latents.shape))
 
 batch, extra = (8, 2) if size < 256 else (1, 1)  # 512 px leave no room for more on a small GPU
-picks = [0, 12][:extra]  # a scene and a photograph
+picks = [0, 24][:extra]  # a scene and a photograph
 latents = torch.cat([style_latents[:batch], content_latents[picks]]).to(base.device)
 content = content_images[picks].to(base.device)
 print("the batch       ", tuple(latents.shape), f"{batch} in the style, {extra} of content")

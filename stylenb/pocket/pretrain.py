@@ -582,9 +582,10 @@ def style_pictures(style: str) -> list[Image.Image]:
 
 
 def content_pictures() -> list[Image.Image]:
-    """Sixteen pictures of anything that the LoRAs learn to redraw, in no style: scenes, crops of
-    photographs and heaps of shapes, none of them among the style pictures."""
-    kinds = ["scene"] * 8 + ["photo"] * 6 + ["shapes"] * 2
+    """48 pictures of anything that the LoRAs learn to redraw, in no style: scenes, crops of
+    photographs and heaps of shapes, none of them among the style pictures. Many, so that whatever
+    colours a photo has, the LoRA has met the like."""
+    kinds = ["scene"] * 24 + ["photo"] * 18 + ["shapes"] * 6
     first = data.STYLE_PICTURE_SEEDS + 100 * len(STYLES)
     return [data.content(first + i, kind)[0] for i, kind in enumerate(kinds)]
 
