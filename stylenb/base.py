@@ -180,7 +180,7 @@ class Base:
     def default_strength(self) -> float:
         """How far up the schedule to start: 16 x 16 latents hold little under as much noise as
         64 x 64 latents bear."""
-        return 0.6 if self.image_size >= 512 else 0.33
+        return 0.6 if self.image_size >= 512 else 0.25
 
     @property
     def default_guidance(self) -> float:

@@ -158,17 +158,34 @@ class PictureLosses:
     """LPIPS to the tones of the content, and distance to a style.
 
     style_images (M, 3, H, W) in [-1, 1] set the target once: the means of their Gram matrices and
-    palettes.
+    palettes, and how far from these they lie themselves.
     """
 
     def __init__(self, style_images: torch.Tensor, features: str = "pocket", device=None):
         self.net = load_features(features).to(device or style_images.device)
         with torch.no_grad():
             parts = [self._describe(images) for images in style_images.to(device).split(4)]
-        self.targets = [torch.cat(part).mean(0) for part in zip(*parts, strict=True)]
+            found = [torch.cat(part) for part in zip(*parts, strict=True)]
+            self.targets = [part.mean(0) for part in found]
+            self.usual = self._distances(found).mean(1, keepdim=True)
 
-    def _describe(self, images) -> list[torch.Tensor]:
+    def _describe(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [*palette(images), *map(gram, unit_features(self.net, images))]
+
+    def _distances(self, found: list[torch.Tensor]) -> torch.Tensor:
+        """Of palette and of texture to the target: (2, N)."""
+        mean, covariance, *grams = [
+            (one - target).pow(2).flatten(1).sum(1)
+            for one, target in zip(found, self.targets, strict=True)
+        ]
+        variance = self.targets[1].trace() + 0.01  # of a style in one flat colour it is 0
+        sizes = [target.pow(2).sum() for target in self.targets[2:]]
+        textures = [gram / size for gram, size in zip(grams, sizes, strict=True)]
+        # The palette stands beside the Gram matrices, and not as one more of them: those are so
+        # large that no layer among them would be heard.
+        return torch.stack(
+            [mean / variance + covariance / variance**2, torch.stack(textures).mean(0)]
+        )
 
     def __call__(
         self, images: torch.Tensor, content: torch.Tensor
@@ -179,7 +196,9 @@ class PictureLosses:
         Half of the style distance is of textures: the squared distance of the Gram matrices over
         the squared length of the target, the mean of all layers. The other half is of the palette:
         the squared distances of mean and covariance, in units of the variance that the style's own
-        colours have. 0 is the target.
+        colours have. Of each half counts what is beyond the usual distance of the style's own
+        pictures, so that a style which leaves a picture its colours is not taken to be the mean of
+        them all. 0 is as near as those.
         """
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
@@ -190,15 +209,4 @@ class PictureLosses:
 
     def style(self, images: torch.Tensor) -> torch.Tensor:
         """The style distance alone: (N,)."""
-        found = self._describe(images)
-        mean, covariance, *grams = [
-            (one - target).pow(2).flatten(1).sum(1)
-            for one, target in zip(found, self.targets, strict=True)
-        ]
-        variance = self.targets[1].trace() + 0.01  # of a style in one flat colour it is 0
-        sizes = [target.pow(2).sum() for target in self.targets[2:]]
-        textures = [gram / size for gram, size in zip(grams, sizes, strict=True)]
-        colours = mean / variance + covariance / variance**2
-        # Beside the Gram matrices, and not as one more of them: those are so large that no layer
-        # among them would be heard.
-        return (colours + torch.stack(textures).mean(0)) / 2
+        return (self._distances(self._describe(images)) - self.usual).relu().mean(0)

@@ -352,7 +352,7 @@ def test_lightness_is_the_pictures_and_colour_the_photos(photo):
 
 
 def test_defaults_are_the_bases(base, photo):
-    for side, strength, steps, solver in ((64, 0.33, 12, "lcm"), (512, 0.6, 30, "ddim")):
+    for side, strength, steps, solver in ((64, 0.25, 12, "lcm"), (512, 0.6, 30, "ddim")):
         base = copy.copy(base)
         base.image_size = side
         said = stylize(photo, strength=strength, steps=steps, solver=solver, base=base)

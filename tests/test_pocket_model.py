@@ -26,6 +26,7 @@ from stylenb.pocket.pretrain import RARE_TOKEN
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, KNOWN, STYLES
 from stylenb.scores import load_judge, psnr, style_probabilities
+from stylenb.training import Settings, digest
 
 SCENES = 6  # test scenes in each style
 PSNR_PHOTO_SCENES = 29.0  # dB
@@ -68,7 +69,7 @@ def test_the_folder_is_small_and_holds_half_precision_safetensors():
     assert sum(p.stat().st_size for p in files) <= MODEL_BYTES
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt"}
     weights = [p for p in files if p.suffix == ".safetensors"]
-    assert sorted(p.parent.name for p in weights) == ["text_encoder", "unet", "vae"]
+    assert {p.parent.name for p in weights} == {"text_encoder", "unet", "vae"}
     for path in weights:
         state = load_file(path)
         assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
@@ -194,16 +195,15 @@ def test_the_shipped_loras_are_of_held_out_styles_and_small():
 @pytest.mark.parametrize("style", available_styles())
 def test_a_shipped_lora_says_how_it_was_made_and_its_pictures_are_there(style):
     about = about_lora(available_styles()[style])
-    assert about["base"] == "pocket" and about["style"] == style
-    assert about["rank"] >= 1 and about["alpha"] > 0 and about["steps"] > 0
-    assert about["batch_size"] > 0 and about["learning_rate"] > 0 and "seed" in about
-    folder = DATA.parent / about["pictures"]
-    assert folder == DATA / "styles" / style
-    files = sorted(folder.iterdir())
+    assert about["base"] == "pocket" and about["seconds"] > 0
+    settings = Settings(**about["settings"])
+    assert settings.looks_at_pictures and settings.rank == 8
+    files = sorted((DATA / "styles" / style).iterdir())
     assert [p.name for p in files] == [f"{i:02d}.png" for i in range(16)]
     pictures = [Image.open(p) for p in files]
     assert {(p.size, p.mode) for p in pictures} == {((128, 128), "RGB")}
     assert len({p.tobytes() for p in pictures}) == 16
+    assert digest(pictures) == about["style pictures"]  # from these, and no others
     assert judge(pictures).count(style) >= 13
 
 

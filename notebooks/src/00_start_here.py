@@ -107,7 +107,7 @@ show.sheet(
 # layout?
 
 # %%
-strengths = [0.1, 0.2, 0.33, 0.5, 1.0]
+strengths = [0.1, 0.25, 0.4, 0.6, 1.0]
 show.sheet(
     [stylenb.stylize(photo, styles[0], strength=s, base=base) for s in strengths],
     [f"strength {s}" for s in strengths],
@@ -161,7 +161,7 @@ def draw(strength, scale, seed):
 
 show.interactive(
     draw,
-    strength=(0.1, 1.0, 0.01, base.default_strength),
+    strength=(0.05, 1.0, 0.05, base.default_strength),
     scale=(0.0, 2.0, 0.1, 1.0),
     seed=(0, 9, 1, 0),
 )
