@@ -102,11 +102,10 @@ def gatys(
     """Change the pixels until the features are those of the style (Gatys et al. 2015,
     https://arxiv.org/abs/1508.06576).
 
-    From the photo on, Adam minimises content_weight * LPIPS to the photo + the distance to the
-    Gram matrices of the style pictures: the losses that a LoRA is trained with, see
-    losses.PictureLosses. strength: the share of the `steps` that is taken, since how long it runs
-    decides more than the weight. (The paper has other features, begins at noise, and uses L-BFGS,
-    whose line search would tie the pictures of a batch together.)
+    From the photo on, Adam minimises content_weight * LPIPS to the photo + the style distance of
+    losses.PictureLosses, with which a LoRA is trained. strength: the share of the `steps` that is
+    taken, since how long it runs decides more than the weight. (The paper has other features,
+    begins at noise, and uses L-BFGS, whose line search would tie the pictures of a batch together.)
     """
     _check(strength)
     looks = PictureLosses(

@@ -169,8 +169,9 @@ class PictureLosses:
             self.targets = [part.mean(0) for part in found]
             self.usual = self._distances(found).mean(1, keepdim=True)
 
-    def _describe(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return [*palette(images), *map(gram, unit_features(self.net, images))]
+    def _describe(self, images: torch.Tensor, features=None) -> list[torch.Tensor]:
+        features = unit_features(self.net, images) if features is None else features
+        return [*palette(images), *map(gram, features)]
 
     def _distances(self, found: list[torch.Tensor]) -> torch.Tensor:
         """Of palette and of texture to the target: (2, N)."""
@@ -207,6 +208,7 @@ class PictureLosses:
                 wanted = unit_features(self.net, tones(content))
             return lpips_from(self.net, found, wanted), self.style(images)
 
-    def style(self, images: torch.Tensor) -> torch.Tensor:
-        """The style distance alone: (N,)."""
-        return (self._distances(self._describe(images)) - self.usual).relu().mean(0)
+    def style(self, images: torch.Tensor, features=None) -> torch.Tensor:
+        """The style distance alone: (N,). features: the images' unit features, if at hand."""
+        found = self._distances(self._describe(images, features))
+        return (found - self.usual).relu().mean(0)

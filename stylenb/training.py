@@ -75,6 +75,10 @@ class LoopSettings:
             value = values.get(name, 1)
             if not isinstance(value, int) or value < 1:
                 raise StylenbError(f"{name} is a whole number from 1 up, not {value!r}.")
+        for name in ("timesteps", "picture_timesteps"):
+            value = values.get(name, 1)
+            if not isinstance(value, int) or not 1 <= value <= 1000:
+                raise StylenbError(f"{name} is a whole number from 1 to 1000, not {value!r}.")
         for name in ("learning_rate", "clip"):
             if not values[name] > 0:
                 raise StylenbError(f"{name} must be above 0, not {values[name]!r}.")
@@ -99,6 +103,7 @@ class Settings(LoopSettings):
     warmup: int = 10
     rank: int = 8
     alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
+    timesteps: int = 500  # the L2 is taken below this one; redrawing a photo starts no higher
     lpips_weight: float = 0.06
     style_weight: float = 0.5
     picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
@@ -116,6 +121,7 @@ class Settings(LoopSettings):
             "accumulate": 4,
             "learning_rate": 1e-4,
             "warmup": 40,
+            "timesteps": 1000,
             "picture_batch": 1,
             "picture_every": 4,
             "gradient_checkpointing": True,
@@ -231,14 +237,13 @@ def train_style(
     if settings.looks_at_pictures:
         content_images, content_latents = encode(base, content_pictures, settings.flip)
         looks = PictureLosses(style_images, settings.features, base.device)
-    last = base.scheduler.config.num_train_timesteps
     add_lora(base, name, settings.rank, settings.alpha, settings.seed)
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
         random = generator_at(settings.seed, batch)
         step, size = batch // settings.accumulate, settings.batch_size
         chosen = order_at(settings.seed, len(style_latents), batch * size, size)
-        latents, t = style_latents[chosen], spread_timesteps(size, last, random)
+        latents, t = style_latents[chosen], spread_timesteps(size, settings.timesteps, random)
         pictures = looks is not None and step % settings.picture_every == 0
         if pictures:
             extra = settings.picture_batch

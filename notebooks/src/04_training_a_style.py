@@ -128,10 +128,14 @@ print("the batch       ", tuple(latents.shape), f"{batch} in the style, {extra} 
 #
 # ### Step 2: add noise by the schedule
 # Each picture gets a timestep of its own, and as much noise as belongs there (lesson 02). The
-# styled ones are spread over the whole schedule. The content stays low; section 2 says why.
+# styled ones are spread over the part of the schedule where a photo will be redrawn, and a bit
+# beyond; what lies higher up is never met there. The content stays lower still; section 2 says why.
 
 # %%
-t = torch.cat([torch.linspace(60, 940, batch), torch.tensor([150.0, 400.0])[:extra]]).long()
+top = defaults.timesteps
+t = torch.cat(
+    [torch.linspace(0.06, 0.94, batch) * top, torch.tensor([150.0, 350.0])[:extra]]
+).long()
 t = t.to(base.device)
 noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(base.device)
 noisy = base.scheduler.add_noise(latents, noise, t)
@@ -153,8 +157,8 @@ show.sheet(
     width=0.85,
     title="The batch, and below it under noise",
     alt="A row of pictures in the style and of content, and below it the same under noise, "
-    "decoded. The first of the styled ones can still be made out, the last are coloured blotches; "
-    "the content is noised lightly.",
+    "decoded. The first of the styled ones can still be made out, the last hardly; the content is "
+    "noised as well.",
 )
 
 # %% [markdown]
@@ -891,7 +895,8 @@ def train(settings, name="mine"):
         kept = order_at(step, extra, len(content_latents))
         latents = torch.cat([style_latents[styled], content_latents[kept]]).to(base.device)
         low = spread_timesteps(extra, settings.picture_timesteps, random)
-        t = torch.cat([spread_timesteps(batch, last, random), low]).to(base.device)
+        high = spread_timesteps(batch, settings.timesteps, random)
+        t = torch.cat([high, low]).to(base.device)
         noise = torch.randn(latents.shape, generator=random).to(base.device)
         noisy = base.scheduler.add_noise(latents, noise, t)
         with autocast(base.device):  # in bfloat16, where the processor has it
@@ -915,8 +920,8 @@ for step in range(0, len(rows), max(1, len(rows) // 6)):
 # %% [markdown]
 # One trick hides in `spread_timesteps`. Lesson 02 showed how much the error of the noise depends on
 # t, so with timesteps drawn freely the loss would jump up and down with them. Here one is drawn
-# from each of `batch` equal slices of the schedule. Over many batches all timesteps are as likely
-# as before, and now each batch has low and high ones.
+# from each of `batch` equal slices. Over many batches all timesteps are as likely as before, and
+# now each batch has low and high ones.
 #
 # **Predict:** after these few steps, will anything be seen?
 
@@ -1287,7 +1292,7 @@ for name in cost:
 #   higher strength, or drawn from pure noise with a prompt, it shows the style well. The image
 #   losses are for stylising photos at moderate strength.
 # - *Then why keep L2?* It is the anchor. The image losses are taken low in the schedule, and leave
-#   its upper part untaught; L2 covers all of it, and holds the LoRA to real pictures of the style
+#   what is above untaught; L2 goes further up, and holds the LoRA to real pictures of the style
 #   instead of whatever pleases the feature network.
 # - *Why is the ± of the judge so large?* Its verdicts are near 0 or near 1, so a mean of twelve is
 #   nearly a count of heads.
@@ -1364,6 +1369,7 @@ hurried = replace(
     batch_size=min(4, batch),
     lpips_weight=0.0,
     style_weight=0.0,
+    timesteps=last,
     rank=2 * usual.rank,
     learning_rate=2 * usual.learning_rate,
     flip=False,
@@ -1418,7 +1424,8 @@ figure
 # harm, whatever the loss says: the checkpoint to keep is that of its lowest point. If yours has not
 # risen yet, train longer and watch.
 #
-# Look at what it has learned by the end: drawn from pure noise, without any photo.
+# (The L2 was taken over the whole schedule here, `timesteps=1000`.) Look at what it has learned by
+# the end: drawn from pure noise, without any photo.
 
 # %%
 load_checkpoint(sorted((folder / "four").glob("checkpoint-*.safetensors"))[-1])
