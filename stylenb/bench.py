@@ -450,10 +450,12 @@ def own_loop(base: Base, pictures: list, settings: Settings) -> float:
     """Seconds a step of train_style, averaged over its steps with and without picture losses."""
     history = train_style(base, pictures, content_pictures(base), "own", settings, progress=False)
     remove_lora(base, "own")
-    seconds = [step["seconds"] for step in history.rows]
-    cycle = settings.picture_every
-    by_phase = [np.median(seconds[cycle:][phase::cycle]) for phase in range(cycle)]
-    return float(np.mean(by_phase))
+    taken: dict[bool, list[float]] = {}
+    for step in history.rows[1:]:
+        taken.setdefault("style" in step, []).append(step["seconds"])
+    return sum(np.median(seconds) * len(seconds) for seconds in taken.values()) / sum(
+        len(seconds) for seconds in taken.values()
+    )
 
 
 def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -> list[str]:

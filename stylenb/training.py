@@ -93,21 +93,23 @@ class LoopSettings:
 class Settings(LoopSettings):
     """How `train_style` teaches a LoRA a style; `for_base` knows what suits a base.
 
-    With larger weights of the picture losses the L2 stops falling, and with it go the marks of the
-    style: the palette comes, and blots in place of hatching.
+    First L2 alone teaches the marks of the style, then LPIPS and the style loss teach to put them
+    and the palette on a photo. Both at once from the start and the marks are never learned: blots
+    come in place of hatching and dots.
     """
 
-    steps: int = 180
+    steps: int = 240
     batch_size: int = 16
-    learning_rate: float = 8e-3
+    learning_rate: float = 3e-3
     warmup: int = 10
-    rank: int = 8
+    rank: int = 16
     alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
     timesteps: int = 500  # the L2 is taken below this one; redrawing a photo starts no higher
-    lpips_weight: float = 0.06
-    style_weight: float = 0.5
+    lpips_weight: float = 0.04
+    style_weight: float = 0.3
     picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
     picture_every: int = 1  # they are taken at every k-th update
+    picture_from: float = 0.5  # and after this share of the steps, when the marks are learned
     picture_timesteps: int = 400  # and below this timestep, weighted by min(1, SNR)
     features: str = "pocket"  # or "squeeze", "alex", "vgg": what LPIPS and style loss look through
 
@@ -244,7 +246,11 @@ def train_style(
         step, size = batch // settings.accumulate, settings.batch_size
         chosen = order_at(settings.seed, len(style_latents), batch * size, size)
         latents, t = style_latents[chosen], spread_timesteps(size, settings.timesteps, random)
-        pictures = looks is not None and step % settings.picture_every == 0
+        pictures = (
+            looks is not None
+            and step % settings.picture_every == 0
+            and step >= settings.picture_from * settings.steps
+        )
         if pictures:
             extra = settings.picture_batch
             kept = order_at(settings.seed + 1, len(content_latents), batch * extra, extra)

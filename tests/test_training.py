@@ -29,6 +29,7 @@ SETTINGS = Settings(
     learning_rate=0.01,
     warmup=2,
     picture_batch=1,
+    picture_from=0.0,
     lpips_weight=0.01,
     style_weight=0.1,
 )
@@ -158,6 +159,11 @@ def test_picture_losses_come_at_every_kth_step(base):
     history = train(base, replace(SETTINGS, steps=7, picture_every=3))
     assert history.values("style")[0] == history.values("lpips")[0] == [0, 3, 6]
     assert history.values("noise")[0] == list(range(7))
+
+
+def test_picture_losses_wait_until_the_marks_are_learned(base):
+    history = train(base, replace(SETTINGS, steps=8, picture_from=0.5))
+    assert history.values("style")[0] == history.values("lpips")[0] == [4, 5, 6, 7]
 
 
 def test_without_their_weights_no_picture_is_decoded(base, monkeypatch):

@@ -309,6 +309,11 @@ def tones(images):
 
 drawn_in_ink = to_tensor([apply_style("ink", picture) for picture in content_pictures[:4]])
 plain_four = content_images[:4]
+with torch.no_grad():
+    one, two = plain_four.to(base.device), drawn_in_ink.to(base.device)
+    print(f"LPIPS of the pictures: {float(lpips(one, two).mean()):.2f}")
+    print(f"LPIPS of their tones:  {float(lpips(tones(one), tones(two)).mean()):.2f}")
+
 show.sheet(
     [*plain_four, *drawn_in_ink, *tones(plain_four), *tones(drawn_in_ink)],
     ["content"] * 4 + ["in ink"] * 4 + ["tones of the content"] * 4 + ["tones in ink"] * 4,
@@ -318,10 +323,6 @@ show.sheet(
     alt="Four pictures and the same drawn in ink, and below each its tones: blurred and grey. The "
     "tones of a drawing are like those of its picture where dark places are hatched.",
 )
-with torch.no_grad():
-    one, two = plain_four.to(base.device), drawn_in_ink.to(base.device)
-    print(f"LPIPS of the pictures: {float(lpips(one, two).mean()):.2f}")
-    print(f"LPIPS of their tones:  {float(lpips(tones(one), tones(two)).mean()):.2f}")
 
 # %% [markdown]
 # ### Style loss: is it in the style?
