@@ -197,7 +197,7 @@ def test_a_shipped_lora_says_how_it_was_made_and_its_pictures_are_there(style):
     about = about_lora(available_styles()[style])
     assert about["base"] == "pocket" and about["seconds"] > 0
     settings = Settings(**about["settings"])
-    assert settings.looks_at_pictures and settings.rank == 8
+    assert settings.looks_at_pictures and settings.steps >= 100
     files = sorted((DATA / "styles" / style).iterdir())
     assert [p.name for p in files] == [f"{i:02d}.png" for i in range(16)]
     pictures = [Image.open(p) for p in files]

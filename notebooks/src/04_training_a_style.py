@@ -903,7 +903,9 @@ def train(settings, name="mine"):
         with autocast(base.device):  # in bfloat16, where the processor has it
             prediction = base.predict_noise(noisy, t)
         terms = terms_of(prediction, noisy, noise, t, content_images[kept].to(base.device))
-        sum(weights[name] * term for name, term in terms.items()).backward()
+        first = step < settings.picture_from * settings.steps  # the marks come first: see below
+        loss = sum(weights[name] * term for name, term in terms.items())
+        (terms["noise"] if first else loss).backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, settings.steps, settings.learning_rate, settings.warmup)
@@ -923,6 +925,11 @@ for step in range(0, len(rows), max(1, len(rows) // 6)):
 # t, so with timesteps drawn freely the loss would jump up and down with them. Here one is drawn
 # from each of `batch` equal slices. Over many batches all timesteps are as likely as before, and
 # now each batch has low and high ones.
+#
+# And one matter of order. L2 teaches the **marks** of the style, and is slow at it. LPIPS and style
+# loss are quick: they find blots and smears that please the feature network long before there are
+# any marks, and then the marks are never learned. So the first half of the steps (`picture_from`)
+# belongs to L2 alone. Section 6 tries it the other way, too.
 #
 # **Predict:** after these few steps, will anything be seen?
 
@@ -965,7 +972,8 @@ show.sheet(
 # `train_style` is this loop, and what one adds to it in practice:
 #
 # - pictures are mirrored too (`flip`),
-# - the image losses, which cost the most, need not be taken at every step (`picture_every`),
+# - the image losses, which cost the most, are not even taken in the first half, nor need they be at
+#   every step afterwards (`picture_every`),
 # - on GPUs without bfloat16 the loss is scaled up, or small gradients would be rounded to 0,
 # - a loss that is no longer a number stops the run,
 # - **checkpoints** are written: files with the state of the run, to go on from (section 11),
@@ -1161,9 +1169,9 @@ show.sheet(
 # %% [markdown]
 # ## 6. L2 alone, + LPIPS, + style loss
 #
-# What is each term good for? Leave it out and see: three short runs, alike but for the weights. To
-# compare them we need scores. Twelve scenes that no run has seen are redrawn, and three things are
-# asked:
+# What is each term good for? Leave it out and see: short runs, alike but for the weights, and one
+# in which all three pull from the first step on. To compare them we need scores. Twelve scenes that
+# no run has seen are redrawn, and three things are asked:
 #
 # - **style judge**: how sure is a network, trained to tell the styles apart, that this is our
 #   style? It was in no loss.
@@ -1236,11 +1244,12 @@ def run(settings):
     return history, drawn
 
 
-short = replace(usual, steps=budget(defaults.steps // 3))
+short = replace(usual, steps=budget(defaults.steps // 2))
 variants = {
     "L2 alone": replace(short, lpips_weight=0.0, style_weight=0.0),
     "L2 + LPIPS": replace(short, style_weight=0.0),
     "L2 + LPIPS + style": short,
+    "all from the start": replace(short, picture_from=0.0),
 }
 results = {name: run(settings) for name, settings in variants.items()}
 
@@ -1255,7 +1264,8 @@ show.sheet(
     width=1.2,
     title=f"What each term brings, after {short.steps} steps",
     alt="A scene, a cat and a cup of coffee in rows: the original, the base alone, L2 alone, "
-    f"with LPIPS, with LPIPS and style loss, and the true rendering in the style {style}.",
+    "with LPIPS, with LPIPS and style loss, the same with all of them from the start, and the true "
+    f"rendering in the style {style}.",
 )
 
 # %%
@@ -1282,6 +1292,7 @@ for name in cost:
 #   stays dark. By itself that is a brake: it says nothing of the style.
 # - **+ style loss** is the term that asks for change on a *photo*: its palette and marks are to be
 #   those of the style. Now the brake has something to hold.
+# - **all from the start**: look at the marks, and compare with the run in which L2 went first.
 #
 # Do pictures and scores bear this out in your run? If so, LPIPS without style loss makes little
 # sense. What style loss does when nothing holds it, the next section shows.
