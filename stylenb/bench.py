@@ -453,9 +453,8 @@ def own_loop(base: Base, pictures: list, settings: Settings) -> float:
     taken: dict[bool, list[float]] = {}
     for step in history.rows[1:]:
         taken.setdefault("style" in step, []).append(step["seconds"])
-    return sum(np.median(seconds) * len(seconds) for seconds in taken.values()) / sum(
-        len(seconds) for seconds in taken.values()
-    )
+    medians = [np.median(seconds) for seconds in taken.values()]
+    return float(np.average(medians, weights=[len(seconds) for seconds in taken.values()]))
 
 
 def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -> list[str]:

@@ -88,15 +88,13 @@ def denoise(
         # With steps_offset 1, a thousand steps begin at 1000, one beyond the schedule.
         last = scheduler.config.num_train_timesteps - 1
         timesteps = scheduler.timesteps[steps - count :].clamp(max=last)
-    elif solver == "dpm":
+    else:
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
         first = max(count, round(strength * scheduler.config.num_train_timesteps)) - 1
         spaced = _karras_timesteps(base.scheduler.alphas_cumprod, first, count)
         scheduler.set_timesteps(timesteps=spaced, device=base.device)
         scheduler.set_begin_index(0)
         timesteps = scheduler.timesteps
-    else:
-        raise StylenbError(f"solver is one of {', '.join(SOLVER_STEPS)}, not {solver!r}.")
     latents = scheduler.add_noise(latents, new_noise(), timesteps[:1])
     for t in timesteps:
         noise = base.predict_noise(latents, t)
@@ -105,9 +103,15 @@ def denoise(
 
 
 def _defaults(base: Base, strength, steps, solver) -> tuple[float, int, str]:
-    solver = base.default_solver if solver is None else solver
+    solver = base.default_solver if solver is None else _check_solver(solver)
     strength = base.default_strength if strength is None else strength
-    return strength, SOLVER_STEPS.get(solver) if steps is None else steps, solver
+    return strength, SOLVER_STEPS[solver] if steps is None else steps, solver
+
+
+def _check_solver(solver: str) -> str:
+    if solver not in SOLVER_STEPS:
+        raise StylenbError(f"solver is one of {', '.join(SOLVER_STEPS)}, not {solver!r}.")
+    return solver
 
 
 def _karras_timesteps(alphas_cumprod: torch.Tensor, first: int, count: int) -> list[int]:
@@ -209,9 +213,8 @@ class _Look:
     keep_colours: bool = False
 
     def __post_init__(self):
-        if self.solver not in (None, *SOLVER_STEPS):
-            known = ", ".join(SOLVER_STEPS)
-            raise StylenbError(f"solver is one of {known}, not {self.solver!r}.")
+        if self.solver is not None:
+            _check_solver(self.solver)
         if self.strength is not None and not 0 < self.strength <= 1:
             raise StylenbError(f"strength lies above 0 and up to 1, not {self.strength}.")
         if self.steps is not None and not (isinstance(self.steps, int) and 1 <= self.steps <= 1000):

@@ -198,6 +198,11 @@ def test_lcm_puts_new_noise_of_a_lower_level_on_every_guess(base):
         assert 0.8 < noise.std() < 1.2
 
 
+def test_an_unknown_solver_is_one_sentence(base):
+    with pytest.raises(StylenbError, match="one of ddim, lcm, dpm, not 'euler'"):
+        denoise(base, NOISY, 0.5, solver="euler")
+
+
 def exact_noise(base, variance, latents, t):
     """What a perfect UNet predicts if latents are Gaussian with this variance: E[noise | noisy]."""
     kept = base.scheduler.alphas_cumprod[int(t)]

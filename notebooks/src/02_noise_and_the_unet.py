@@ -1198,7 +1198,7 @@ show.interactive(draw, strength=(0.05, 1.0, 0.05, 0.5), seed=(0, 9, 1, 0))
 # are in there.
 #
 # So throw it away: estimate the clean latents, put **fresh** noise on the estimate, less of it, and
-# estimate again. (Known from consistency models, Luo et al. 2023, https://arxiv.org/abs/2310.04378,
+# estimate again. (So draw consistency models, Song et al. 2023, https://arxiv.org/abs/2303.01469,
 # which are trained to need very few such rounds.)
 
 
