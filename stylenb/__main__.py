@@ -72,11 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     stylize.add_argument(
         "--solver",
-        choices=("ddim", "lcm", "dpm"),
+        choices=("ddim", "inversion", "dpm"),
         help="how to denoise (default: the base's own)",
     )
     stylize.add_argument(
-        "--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of the noise (default: 0)"
+        "--seed",
+        type=_number(int, 0, 2**63 - 1),
+        default=0,
+        help="of the noise (default: 0); inversion draws none",
     )
     stylize.add_argument(
         "--base", default="pocket", help="pocket, sd15 or a model folder (default: pocket)"

@@ -11,6 +11,8 @@ import copy
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 SD15_TEXT_WIDTH = 768  # cross_attention_dim: the width of CLIP ViT-L/14's text encoder
 TAESD_VARIABLE = "STYLENB_TAESD"
 TAESD_HUB_ID = "madebyollin/taesd"
-SOLVER_STEPS = {"ddim": 30, "lcm": 12, "dpm": 10}  # of the whole schedule, unless told
+SOLVER_STEPS = {"ddim": 30, "inversion": 20, "dpm": 10}  # of the whole schedule, unless told
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_DEPTH = 6  # models/<owner>/<model>/<framework>/<variation>/<version>
 _WEIGHTS = {
@@ -167,9 +169,15 @@ class Base:
         return other
 
     @property
+    def full_size(self) -> bool:
+        """Whether this is a base of Stable Diffusion's size, for 512 px and more: the defaults of
+        drawing and training are those customary for it, otherwise what suits a pocket model."""
+        return self.image_size >= 512
+
+    @property
     def default_solver(self) -> str:
         """What `denoise` draws with, see there."""
-        return "ddim" if self.image_size >= 512 else "lcm"
+        return "ddim" if self.full_size else "inversion"
 
     @property
     def default_steps(self) -> int:
@@ -178,14 +186,13 @@ class Base:
 
     @property
     def default_strength(self) -> float:
-        """How far up the schedule to start: 16 x 16 latents hold little under as much noise as
-        64 x 64 latents bear."""
-        return 0.6 if self.image_size >= 512 else 0.25
+        """How far up the schedule to start."""
+        return 0.6 if self.full_size else 0.8
 
     @property
     def default_guidance(self) -> float:
         """Guidance at which a prompt draws best: 7.5 is usual for SD, less suits a small model."""
-        return 7.5 if self.image_size >= 512 else 3.0
+        return 7.5 if self.full_size else 3.0
 
     def predict_noise(
         self,
@@ -229,6 +236,37 @@ class Base:
         ).sample
         return noise.to(latents.dtype)
 
+    @contextmanager
+    def as_loaded(self) -> Iterator[None]:
+        """Inside, the UNet is what it was when it was loaded: LoRAs add nothing, and weights that
+        DreamBooth has replaced are the old ones.
+
+        Raises StylenbError while a LoRA is merged.
+        """
+        from peft.tuners.lora import LoraLayer
+
+        layers = [layer for layer in self.unet.modules() if isinstance(layer, LoraLayer)]
+        if any(layer.merged for layer in layers):
+            raise StylenbError(
+                "A LoRA is merged, and the base is needed without it: unmerge_lora(base) first, or "
+                "draw with solver='ddim' or 'dpm'."
+            )
+        originals = getattr(self.unet, "originals", {})
+        weights = {p: p.data for n, p in self.unet.named_parameters() if plain_name(n) in originals}
+        scales = [layer.scaling for layer in layers]
+        try:
+            for name, p in self.unet.named_parameters():
+                if p in weights:
+                    p.data = originals[plain_name(name)].to(p.device)
+            for layer in layers:
+                layer.scaling = dict.fromkeys(layer.scaling, 0.0)
+            yield
+        finally:
+            for p, weight in weights.items():
+                p.data = weight
+            for layer, scale in zip(layers, scales, strict=True):
+                layer.scaling = scale
+
     def drop_text_encoder(self) -> None:
         """Keep `empty` and free the tokenizer and text encoder: all that "no prompt" needs."""
         _ = self.empty
@@ -241,6 +279,11 @@ class Base:
                 f"{function} takes latents of the shape (N, {channels}, h, w), "
                 f"not {tuple(latents.shape)}: images must go through base.encode first."
             )
+
+
+def plain_name(name: str) -> str:
+    """A weight's name, whatever peft has put around its layer and whichever transformers it is."""
+    return name.replace(".base_layer", "").removeprefix("text_model.")
 
 
 def data_file(*parts: str) -> Path:

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .base import SOLVER_STEPS, Base
+from .base import SOLVER_STEPS, Base, plain_name
 from .errors import StylenbError
 from .lora import _lora_layers, _open, adapters, add_lora, merged, remove_lora, save_lora
 from .losses import noise_loss
@@ -73,7 +73,7 @@ class DreamBoothSettings(LoopSettings):
     @staticmethod
     def _usual(base: Base, changes: dict) -> dict:
         lora = changes.get("train") == "lora"
-        if base.image_size < 512:  # a tenth of these rates teaches next to nothing in minutes
+        if not base.full_size:  # a tenth of these rates teaches next to nothing in minutes
             fewer = changes.get("train", "unet") != "unet"  # weights, so they must move further
             return {"learning_rate": 3e-3} if fewer else {}
         eight_bit = base.device.type == "cuda" and find_spec("bitsandbytes") is not None
@@ -424,16 +424,11 @@ def _freeze(base: Base) -> None:
     for part in (base.unet, base.text_encoder):
         part.requires_grad_(False)
         for name, p in part.named_parameters():
-            if _plain(name) in _originals(part):
+            if plain_name(name) in _originals(part):
                 p.data, p.grad = p.data.to(base.dtype), None
 
 
 # ------------------------------------------------------------ what the base was, and what it became
-
-
-def _plain(name: str) -> str:
-    """A weight's name, whatever peft has put around its layer and whichever transformers it is."""
-    return name.replace(".base_layer", "").removeprefix("text_model.")
 
 
 def _originals(part: torch.nn.Module | None) -> dict[str, torch.Tensor]:
@@ -443,7 +438,7 @@ def _originals(part: torch.nn.Module | None) -> dict[str, torch.Tensor]:
 
 def _remember(part: torch.nn.Module, names: Iterable[str]) -> None:
     parameters = dict(part.named_parameters())
-    part.originals = {_plain(n): parameters[n].detach().to("cpu", copy=True) for n in names}
+    part.originals = {plain_name(n): parameters[n].detach().to("cpu", copy=True) for n in names}
 
 
 def _parts(base: Base) -> dict[str, torch.nn.Module]:
@@ -457,8 +452,8 @@ def undo_dreambooth(base: Base) -> None:
     for part in _parts(base).values():
         originals = _originals(part)
         for name, p in part.named_parameters():
-            if _plain(name) in originals:
-                p.data = originals[_plain(name)].to(p.device)
+            if plain_name(name) in originals:
+                p.data = originals[plain_name(name)].to(p.device)
         part.originals = {}
     if base.text_encoder is not None:
         base._empty = None  # "" is embedded again when it is asked for
@@ -472,7 +467,7 @@ def fingerprint(base: Base) -> str:
     originals, signs = _originals(base.unet), []
     for name, p in base.unet.named_parameters():
         if p.ndim > 1 and ".lora_" not in name:
-            numbers = originals.get(_plain(name), p.detach()).flatten()
+            numbers = originals.get(plain_name(name), p.detach()).flatten()
             signs.append(numbers[:: max(1, len(numbers) // 16)].signbit().cpu())
     return hashlib.sha256(torch.cat(signs).numpy().tobytes()).hexdigest()[:16]
 
@@ -488,10 +483,10 @@ def save_dreambooth(
     Raises StylenbError where nothing is replaced.
     """
     state = {
-        f"{part}.{_plain(name)}": p.detach().to("cpu", dtype).contiguous()
+        f"{part}.{plain_name(name)}": p.detach().to("cpu", dtype).contiguous()
         for part, module in _parts(base).items()
         for name, p in module.named_parameters()
-        if _plain(name) in _originals(module)
+        if plain_name(name) in _originals(module)
     }
     if not state:
         raise StylenbError(
@@ -534,7 +529,7 @@ def load_dreambooth(base: Base, path: str | Path) -> dict:
             "unmerge_lora(base) first."
         )
     found = {
-        f"{part}.{_plain(name)}": (module, name, p)
+        f"{part}.{plain_name(name)}": (module, name, p)
         for part, module in _parts(base).items()
         for name, p in module.named_parameters()
     }

@@ -1,7 +1,8 @@
 """Style transfer without a prompt: encode -> add noise -> denoise with the style's LoRA -> decode.
 
 The image-to-image of SDEdit (https://arxiv.org/abs/2108.01073) with "" as the only condition and
-no guidance, so that each step is one call of the UNet.
+no guidance, so that each step is one call of the UNet; or, to keep more of the photo, the same from
+the noise that DDIM finds when it is run backwards.
 """
 
 import hashlib
@@ -18,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
 
 from .base import SOLVER_STEPS, Base, load
 from .errors import StylenbError
-from .lora import find_lora, load_lora, merged_for_now
-from .losses import estimate_x0
+from .lora import find_lora, load_lora, merged_for_now, set_scale
 from .photos import (
     PictureFolder,
     _list_folder,
@@ -50,56 +50,79 @@ def denoise(
     steps: int | None = None,
     seed: int | Iterable[int] = 0,
     solver: str | None = None,
+    noisy: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Noise latents (N, 4, h, w) up to `strength` of the schedule and denoise them; same shape out.
 
-    strength: 1 starts from pure noise and keeps nothing; strength s takes s * steps steps.
-    strength, solver: None is the base's default; steps: None is 30 for "ddim", 12 for "lcm", 10
-        for "dpm".
+    strength: s goes s of the way up the schedule, and takes s * steps steps down again.
+    strength, solver: None is the base's default; steps: None is 30 for "ddim", 20 for "inversion",
+        10 for "dpm".
     seed: of the noise. One number gives every picture the same noise; a sequence of N gives each
         its own. A picture's noise does not depend on what else is in the batch.
     solver: "ddim" (https://arxiv.org/abs/2010.02502) goes through the last s * steps of the base's
         `steps` timesteps. "dpm" is DPM-Solver++ of second order (https://arxiv.org/abs/2211.01095)
         at the noise levels of Karras et al. (https://arxiv.org/abs/2206.00364): a third of the
-        steps will do, and it starts at exactly s of the schedule, however few they are.
-        "lcm" guesses the clean latents at once, puts fresh noise of a lower level on the guess, and
-        guesses again (https://arxiv.org/abs/2303.01469, algorithm 1). The other two take what the
-        guess leaves unexplained for noise and keep it, and with it the colours of the photo.
+        steps will do, and it starts at exactly s of the schedule, however few they are. At strength
+        1 these two start from pure noise and keep nothing.
+        "inversion" is "ddim", but begins with the noise that `invert` finds and draws none: layout
+        and fine shapes of the photo are in that noise, so much more of it is kept, at twice the
+        calls of the UNet.
+    noisy: the noisy latents to start from, of that strength, where they are known already.
     """
     strength, steps, solver = _defaults(base, strength, steps, solver)
     count = max(1, round(steps * strength))
     generators = [torch.Generator().manual_seed(one) for one in _seeds(seed, len(latents))]
-
-    def new_noise():  # drawn on the CPU: the same on every device
-        noise = [torch.randn(1, *latents.shape[1:], generator=one) for one in generators]
-        return torch.cat(noise).to(latents)
-
-    if solver == "lcm":
-        first = strength * base.scheduler.config.num_train_timesteps
-        for left in range(count, 0, -1):
-            t = torch.tensor([max(0, round(first * left / count) - 1)], device=latents.device)
-            noisy = base.scheduler.add_noise(latents, new_noise(), t)
-            latents = estimate_x0(base.scheduler, noisy, base.predict_noise(noisy, t), t)
-            latents = latents.to(noisy.dtype)
-        return latents
-    if solver == "ddim":
-        scheduler = DDIMScheduler.from_config(base.scheduler.config)
-        scheduler.set_timesteps(steps, device=base.device)
-        # With steps_offset 1, a thousand steps begin at 1000, one beyond the schedule.
-        last = scheduler.config.num_train_timesteps - 1
-        timesteps = scheduler.timesteps[steps - count :].clamp(max=last)
-    else:
+    if solver == "dpm":
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
         first = max(count, round(strength * scheduler.config.num_train_timesteps)) - 1
         spaced = _karras_timesteps(base.scheduler.alphas_cumprod, first, count)
         scheduler.set_timesteps(timesteps=spaced, device=base.device)
         scheduler.set_begin_index(0)
         timesteps = scheduler.timesteps
-    latents = scheduler.add_noise(latents, new_noise(), timesteps[:1])
+    else:
+        scheduler = DDIMScheduler.from_config(base.scheduler.config)
+        scheduler.set_timesteps(steps, device=base.device)
+        timesteps = _in_schedule(scheduler, scheduler.timesteps[steps - count :])
+    if noisy is not None:
+        latents = noisy
+    elif solver == "inversion":
+        latents = invert(base, latents, strength, steps)
+    else:  # drawn on the CPU: the same on every device
+        noise = [torch.randn(1, *latents.shape[1:], generator=one) for one in generators]
+        latents = scheduler.add_noise(latents, torch.cat(noise).to(latents), timesteps[:1])
     for t in timesteps:
         noise = base.predict_noise(latents, t)
         latents = scheduler.step(noise, t, latents).prev_sample
     return latents
+
+
+@torch.no_grad()
+def invert(
+    base: Base, latents: torch.Tensor, strength: float | None = None, steps: int | None = None
+) -> torch.Tensor:
+    """The noisy latents from which DDIM would draw these latents (N, 4, h, w); same shape out.
+
+    DDIM draws no random numbers, so its steps can be taken backwards (section 4.3 of
+    https://arxiv.org/abs/2010.02502): the noise that the UNet predicts is added, not removed. It is
+    predicted by the base as it was loaded, for "" and without LoRA or DreamBooth; drawing with one
+    of these then changes what they change and keeps the rest. strength, steps: as in `denoise`.
+
+    Raises StylenbError while a LoRA is merged.
+    """
+    strength, steps, _ = _defaults(base, strength, steps, "inversion")
+    forwards = DDIMScheduler.from_config(base.scheduler.config)  # drops what DDIM does not know
+    scheduler = DDIMInverseScheduler.from_config(forwards.config)
+    scheduler.set_timesteps(steps, device=base.device)
+    with base.as_loaded():
+        for t in _in_schedule(scheduler, scheduler.timesteps[: max(1, round(steps * strength))]):
+            noise = base.predict_noise(latents, t, base.empty)
+            latents = scheduler.step(noise, t, latents).prev_sample
+    return latents
+
+
+def _in_schedule(scheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    # With steps_offset 1, a thousand steps begin at 1000, one beyond the schedule.
+    return timesteps.clamp(max=scheduler.config.num_train_timesteps - 1)
 
 
 def _defaults(base: Base, strength, steps, solver) -> tuple[float, int, str]:
@@ -253,8 +276,16 @@ def _styled(base: Base, look: _Look) -> Iterator[None]:
         raise StylenbError(
             f"Two of the styles have one name ({files}): give each once, or rename the file of one."
         )
-    with merged_for_now(base, names, look.scale):
+    if look.solver != "inversion":
+        with merged_for_now(base, names, look.scale):
+            yield
+        return
+    try:  # the base is needed without them, too
+        if names:
+            set_scale(base, names, look.scale)
         yield
+    finally:
+        set_scale(base, None)
 
 
 @torch.inference_mode()

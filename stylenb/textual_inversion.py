@@ -32,7 +32,7 @@ class EmbeddingSettings(LoopSettings):
 
     @staticmethod
     def _usual(base: Base, changes: dict) -> dict:
-        if base.image_size < 512:
+        if not base.full_size:
             return {}
         return {
             "steps": 2000,

@@ -115,7 +115,7 @@ class Settings(LoopSettings):
 
     @staticmethod
     def _usual(base: Base, changes: dict) -> dict:
-        if base.image_size < 512:
+        if not base.full_size:
             return {}
         return {  # the loss of a picture costs several plain steps here, its decoder most of it
             "steps": 800,

@@ -28,7 +28,7 @@ def lora(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _fewer_steps(monkeypatch):
-    monkeypatch.setitem(stylenb.base.SOLVER_STEPS, "lcm", 4)
+    monkeypatch.setitem(stylenb.base.SOLVER_STEPS, "inversion", 4)
     monkeypatch.setitem(stylenb.base.SOLVER_STEPS, "ddim", 4)
 
 
@@ -106,7 +106,7 @@ def test_pareto(tiny_folder, lora):
     lines = bench.bench_pareto(tiny_folder, {"ink": lora}, count=2, strengths=(0.3,), scales=(2.0,))
     (one,), (whole,) = cells(lines, "ink"), cells(lines, "all styles")
     assert one[1:] == whole[1:]  # of a single style
-    assert lines[0].startswith("Strengths 0.25, 0.3 x scales 1, 2 on 2 scenes")
+    assert lines[0].startswith("Strengths 0.3, 0.8 x scales 1, 2 on 2 scenes")
     assert all("curve" in cell or "beaten by" in cell for cell in one[4:6])
     assert re.fullmatch(r"0\.\d+ x \d \(\d\.\d+\)", one[6])
     assert "0." in lines[-1]

@@ -25,7 +25,7 @@ from stylenb import (
     train_style,
 )
 from stylenb.base import SOLVER_STEPS
-from stylenb.inference import denoise, with_colours_of
+from stylenb.inference import denoise, invert, with_colours_of
 from stylenb.photos import to_pictures, to_tensor
 from stylenb.training import Settings
 
@@ -98,14 +98,15 @@ def predict(base):
     return base.predict_noise(NOISY, 500)
 
 
-def test_the_same_seed_gives_the_same_bytes(base, photo, style):
+@pytest.mark.parametrize("solver", SOLVER_STEPS)
+def test_the_same_seed_gives_the_same_bytes(base, photo, style, solver):
     def run(seed):
-        return stylize(photo, style, steps=STEPS, seed=seed, base=base).tobytes()
+        return stylize(photo, style, solver=solver, steps=STEPS, seed=seed, base=base).tobytes()
 
     first = run(3)
     torch.rand(7)
     assert run(3) == first
-    assert run(4) != first
+    assert (run(4) == first) == (solver == "inversion")  # which draws no noise
 
 
 def test_the_more_strength_the_further_from_the_photo(base, photo):
@@ -176,30 +177,60 @@ def test_dpm_starts_at_the_very_level_and_ends_near_0(base, strength, steps, mon
     assert len(seen) == 1 or seen[-1] == 0
 
 
-def test_lcm_puts_new_noise_of_a_lower_level_on_every_guess(base):
-    """A UNet that always sees the same clean latents: they come out, whatever the noise was."""
-    answer = torch.randn(NOISY.shape, generator=torch.Generator().manual_seed(8))
-    levels, noises, clean = [], [], [NOISY]
+def test_inversion_and_back_is_where_it_began(base, monkeypatch):
+    seen, steps = [], 100
+    whole = base.predict_noise
 
     def predict_noise(latents, t, embedding=None):
-        kept = base.scheduler.alphas_cumprod[int(t)]
-        levels.append(int(t))
-        noises.append((latents - kept.sqrt() * clean[-1]) / (1 - kept).sqrt())
-        clean.append(answer)
-        return (latents - kept.sqrt() * answer) / (1 - kept).sqrt()
+        seen.append(int(t))
+        return whole(latents, t, embedding)
 
-    base.predict_noise = predict_noise
-    found = denoise(base, NOISY, 0.3, 10, solver="lcm")
-    assert levels == [299, 199, 99]
-    assert torch.allclose(found, answer, atol=1e-4)
-    for one, other in zip(noises, noises[1:], strict=False):
-        assert abs((one * other).mean()) < 0.2 * one.pow(2).mean()  # unrelated
-    for noise in noises:
-        assert 0.8 < noise.std() < 1.2
+    monkeypatch.setattr(base, "predict_noise", predict_noise)
+    noisy = invert(base, NOISY, 0.6, steps)
+    assert len(seen) == 60 and seen == sorted(seen) and 580 < seen[-1] < 600
+    back = denoise(base, NOISY, 0.6, steps, solver="inversion")
+    assert seen[60:120] == seen[:60] and seen[120:] == seen[:60][::-1]
+    assert (noisy - NOISY).norm() > 0.5 * NOISY.norm()
+    assert (back - NOISY).norm() < 0.02 * NOISY.norm()
+    known = denoise(base, torch.zeros_like(NOISY), 0.6, steps, solver="inversion", noisy=noisy)
+    assert torch.equal(known, back) and len(seen) == 240  # not once more upwards
+
+
+def test_inversion_finds_the_noise_of_a_case_with_a_known_answer(base):
+    """Gaussian latents, a perfect UNet: going up the schedule only rescales them."""
+    variance, top = 0.25, base.scheduler.alphas_cumprod[591]
+    base.predict_noise = lambda latents, t, _: exact_noise(base, variance, latents, t)
+    start = variance**0.5 * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    answer = start * ((top * variance + 1 - top) / variance) ** 0.5
+    assert (invert(base, start, 0.6, 100) - answer).norm() < 0.03 * answer.norm()
+
+
+def test_inversion_is_by_the_base_as_it_was_loaded(base, style):
+    plain = invert(base, NOISY, 0.5, 10)
+    name = load_lora(base, style)
+    stylenb.set_scale(base, name, 1.0)
+    said = base.with_prompt("a house")
+    before = {k: v.clone() for k, v in base.unet.state_dict().items()}
+    assert torch.allclose(invert(said, NOISY, 0.5, 10), plain, atol=1e-5)
+    assert not torch.allclose(denoise(base, NOISY, 0.5, 10, solver="inversion"), NOISY, atol=0.05)
+    loud = base.predict_noise(NOISY, 500)
+    stylenb.set_scale(base, None)
+    assert not torch.allclose(base.predict_noise(NOISY, 500), loud, atol=1e-3)  # it was on again
+    weight = base.unet.conv_in.weight  # as DreamBooth leaves it
+    base.unet.originals = {"conv_in.weight": weight.detach().clone()}
+    weight.data = weight.data * 1.5
+    changed = weight.data
+    assert torch.allclose(invert(base, NOISY, 0.5, 10), plain, atol=1e-5)
+    assert weight.data is changed or torch.equal(weight.data, changed)
+    weight.data = base.unet.originals.pop("conv_in.weight")
+    assert all(torch.equal(v, before[k]) for k, v in base.unet.state_dict().items())
+    stylenb.merge_lora(base, name)
+    with pytest.raises(StylenbError, match="unmerge_lora"):
+        invert(base, NOISY, 0.5, 10)
 
 
 def test_an_unknown_solver_is_one_sentence(base):
-    with pytest.raises(StylenbError, match="one of ddim, lcm, dpm, not 'euler'"):
+    with pytest.raises(StylenbError, match="one of ddim, inversion, dpm, not 'euler'"):
         denoise(base, NOISY, 0.5, solver="euler")
 
 
@@ -232,7 +263,7 @@ def test_a_step_is_one_call_of_the_unet_and_of_no_more_latents_than_there_are(ba
     sizes = []
     base.unet.register_forward_pre_hook(lambda unet, inputs: sizes.append(len(inputs[0])))
     denoise(base, THREE, 0.5, 10, solver=solver)
-    assert sizes == [3] * 5
+    assert sizes == [3] * (10 if solver == "inversion" else 5)  # up and down again
 
 
 @pytest.mark.parametrize("solver", SOLVER_STEPS)
@@ -258,11 +289,8 @@ def test_the_same_seed_gives_the_same_latents_whatever_is_beside_them(base, solv
     back = run(THREE.flip(0), seeds[::-1]).flip(0)
     assert (back - together).abs().max() < 1e-5 * size
     others = run(THREE, [11, 14, 13])
-    assert (others - together).abs().amax((1, 2, 3)).gt(1e-3 * size).tolist() == [
-        False,
-        True,
-        False,
-    ]
+    changed = (others - together).abs().amax((1, 2, 3)).gt(1e-3 * size).tolist()
+    assert changed == [False, solver != "inversion", False]
     twice = run(NOISY.expand(2, -1, -1, -1), 11)  # one number is the same noise for all
     assert torch.allclose(twice[0], twice[1], atol=1e-5 * float(size))
     assert torch.equal(run(THREE, np.array(seeds)), together) and torch.equal(
@@ -281,7 +309,8 @@ def test_a_bad_seed_is_one_sentence(base, seed):
 
 def test_a_list_of_photos_is_a_list_of_pictures(base, photos, style):
     def run(image, seed=3, **options):
-        return stylize(image, style, steps=STEPS, seed=seed, base=base, **options)
+        how = {"steps": STEPS, "solver": "ddim", "base": base, **options}
+        return stylize(image, style, 0.5, seed=seed, **how)
 
     one_by_one = [run(photo) for photo in photos]
     assert len({p.tobytes() for p in one_by_one}) == len(photos)
@@ -309,7 +338,7 @@ def test_several_styles_are_summed(base, photo, styles):
     """0.5 of one and -0.8 of the other, by the formula, in the bare weights."""
 
     def run(style, **options):
-        return stylize(photo, style, steps=STEPS, base=base, **options)
+        return stylize(photo, style, 0.5, steps=STEPS, solver="ddim", base=base, **options)
 
     a, b = styles.values()
     both = run({a: 0.5, str(b): -0.8})
@@ -357,7 +386,7 @@ def test_lightness_is_the_pictures_and_colour_the_photos(photo):
 
 
 def test_defaults_are_the_bases(base, photo):
-    for side, strength, steps, solver in ((64, 0.25, 12, "lcm"), (512, 0.6, 30, "ddim")):
+    for side, strength, steps, solver in ((64, 0.8, 20, "inversion"), (512, 0.6, 30, "ddim")):
         base = copy.copy(base)
         base.image_size = side
         said = stylize(photo, strength=strength, steps=steps, solver=solver, base=base)
@@ -410,6 +439,21 @@ def test_the_style_is_off_afterwards(base, photo, style):
     assert torch.equal(predict(base), before)
 
 
+def test_the_style_is_on_for_the_way_down_and_off_afterwards(base, photo, style):
+    load_lora(base, style)
+    before, whole, during = predict(base), base.predict_noise, []
+
+    def predict_noise(latents, timestep, embedding=None):
+        during.append(torch.equal(whole(NOISY, 500), before))
+        return whole(latents, timestep, embedding)
+
+    base.predict_noise = predict_noise
+    stylize(photo, style, 0.5, steps=4, solver="inversion", base=base)
+    base.predict_noise = whole
+    assert during == [True, True, False, False]
+    assert torch.equal(predict(base), before)
+
+
 def test_the_style_is_off_after_an_error(base, photo, style):
     load_lora(base, style)  # which looks at a prediction too
     before, whole = predict(base), base.predict_noise
@@ -420,7 +464,7 @@ def test_the_style_is_off_after_an_error(base, photo, style):
 
     base.predict_noise = out_of_memory
     with pytest.raises(RuntimeError, match="out of memory"):
-        stylize(photo, style, steps=STEPS, base=base)
+        stylize(photo, style, steps=STEPS, solver="ddim", base=base)
     base.predict_noise = whole
     assert not torch.equal(base.during, before)  # it was on
     assert torch.equal(predict(base), before)
@@ -451,7 +495,7 @@ BAD_VALUES = {
     "a scale that is no number": ({"scale": float("nan")}, "NaN"),
     "a group that is none": ({"scale": {"text": 1}}, "no group of layers 'text'"),
     "a group's scale": ({"scale": {"up": "high"}}, "the group 'up' must be a number"),
-    "unknown solver": ({"solver": "euler"}, "one of ddim, lcm, dpm, not 'euler'"),
+    "unknown solver": ({"solver": "euler"}, "one of ddim, inversion, dpm, not 'euler'"),
     "batch size 0": ({"batch_size": 0}, "batch_size is a whole number from 1 up, not 0"),
     "batch size 1.5": ({"batch_size": 1.5}, "not 1.5"),
     "a seed too many": ({"seed": [1, 2]}, "here 1"),

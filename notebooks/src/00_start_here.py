@@ -27,7 +27,7 @@
 #
 # Let people change photo and style before you explain anything. Two of the things they will notice
 # by themselves are worth writing on the board, because the course answers them: *at low strength
-# the colours of the photo stay*, and *at high strength the photo is gone*.
+# the colours of the photo stay*, and *the higher the strength, the more of the photo goes*.
 
 # %% [markdown]
 # ## 1. Is everything here?
@@ -62,21 +62,22 @@ base
 
 # %%
 styles = list(stylenb.available_styles())
-for style, file in stylenb.available_styles().items():
-    print(f"{style:15s} {file.stat().st_size / 1000:6.0f} kB")
+for name, file in stylenb.available_styles().items():
+    print(f"{name:15s} {file.stat().st_size / 1000:6.0f} kB")
 
 # %%
 photo = stylenb.sample_photo("chelsea", base.image_size)
-picture = stylenb.stylize(photo, styles[0], base=base)
+style = "ink"  # or another of them
+picture = stylenb.stylize(photo, style, base=base)
 
 from stylenb import show
 
 show.sheet(
     [photo, picture],
-    ["photo", styles[0]],
+    ["photo", style],
     title="A photograph and what became of it",
     width=2.2,
-    alt=f"A cat's face, and the same cat in the style {styles[0]}.",
+    alt=f"A cat's face, and the same cat in the style {style}.",
 )
 
 # %% [markdown]
@@ -89,7 +90,7 @@ from stylenb.pocket.scenes import draw_scene
 scene = draw_scene(7, base.image_size).picture
 rows = []
 for original in (photo, scene):
-    rows += [original, *(stylenb.stylize(original, style, base=base) for style in styles)]
+    rows += [original, *(stylenb.stylize(original, name, base=base) for name in styles)]
 show.sheet(
     rows,
     ["original", *styles],
@@ -101,38 +102,38 @@ show.sheet(
 # %% [markdown]
 # ## 3. Two numbers steer it
 #
-# **strength**, above 0 and up to 1: how much noise is put on the photo before the model redraws it.
+# **strength**, above 0 and up to 1: how far the photo is turned into noise before the model redraws
+# it.
 #
 # **Predict:** which of the two is lost first as strength grows, the colours of the photo or its
 # layout?
 
 # %%
-strengths = [0.1, 0.25, 0.4, 0.6, 1.0]
+strengths = [0.2, 0.4, 0.6, 0.8, 1.0]
 show.sheet(
-    [stylenb.stylize(photo, styles[0], strength=s, base=base) for s in strengths],
+    [stylenb.stylize(photo, style, strength=s, base=base) for s in strengths],
     [f"strength {s}" for s in strengths],
     columns=5,
     width=1.4,
-    title=f"{styles[0]}, from little strength to all of it",
-    alt="Five pictures of growing strength: at first the cat with a touch of style, at last the "
-    "style with nothing left of the cat.",
+    title=f"{style}, from little strength to all of it",
+    alt="Five pictures of growing strength: at first the cat with a touch of style, at last more "
+    "style than cat.",
 )
 
 # %% [markdown]
-# At 1.0 the photo is covered by noise, and the model draws what it likes. At low strength it is
-# hardly allowed to change anything. Style transfer is a trade between the two, and lesson 07
-# measures it.
+# At low strength the model is hardly allowed to change anything. The nearer to 1, the freer it is
+# to draw what it likes. Style transfer is a trade between the two, and lesson 07 measures it.
 #
 # **scale**: how loud the LoRA is. 0 is the base alone.
 
 # %%
 scales = [0.0, 0.5, 1.0, 1.5, 2.0]
 show.sheet(
-    [stylenb.stylize(photo, styles[0], scale=s, base=base) for s in scales],
+    [stylenb.stylize(photo, style, scale=s, base=base) for s in scales],
     [f"scale {s}" for s in scales],
     columns=5,
     width=1.4,
-    title=f"{styles[0]}, from silent to far too loud",
+    title=f"{style}, from silent to far too loud",
     alt="Five pictures of growing LoRA scale: without style, with more and more of it, and finally "
     "overdone.",
 )
@@ -146,10 +147,8 @@ show.sheet(
 
 
 # %%
-def draw(strength, scale, seed):
-    pictures = [
-        stylenb.stylize(photo, style, strength, scale, seed=seed, base=base) for style in styles
-    ]
+def draw(strength, scale):
+    pictures = [stylenb.stylize(photo, name, strength, scale, base=base) for name in styles]
     return show.sheet(
         [photo, *pictures],
         ["photo", *styles],
@@ -160,10 +159,7 @@ def draw(strength, scale, seed):
 
 
 show.interactive(
-    draw,
-    strength=(0.05, 1.0, 0.05, base.default_strength),
-    scale=(0.0, 2.0, 0.1, 1.0),
-    seed=(0, 9, 1, 0),
+    draw, strength=(0.05, 1.0, 0.05, base.default_strength), scale=(0.0, 2.0, 0.1, 1.0)
 )
 
 # %% [markdown]
@@ -179,7 +175,7 @@ if my_photo:
 else:
     mine = stylenb.sample_photo("coffee", base.image_size)
 show.sheet(
-    [mine, *(stylenb.stylize(mine, style, base=base) for style in styles)],
+    [mine, *(stylenb.stylize(mine, name, base=base) for name in styles)],
     ["photo", *styles],
     title="Another photograph",
     alt=f"A photograph and its versions in {', '.join(styles)}.",
@@ -190,7 +186,8 @@ show.sheet(
 #
 # 1. **Encode.** The autoencoder turns the photo into a small grid of numbers, the latents (lesson
 #    01).
-# 2. **Noise** is added to the latents, up to the strength (lesson 02).
+# 2. **Noise** takes the place of the latents, as far as the strength says. Not any noise: the noise
+#    from which the model would draw this very photo (lesson 02).
 # 3. **Denoise.** Step by step, the UNet takes noise away again. It guesses what is under the
 #    noise, and with the LoRA it guesses in the style (lessons 02 to 04).
 # 4. **Decode.** The autoencoder turns the latents back into a picture.
@@ -201,7 +198,7 @@ show.sheet(
 import torch
 
 from stylenb import to_tensor
-from stylenb.inference import denoise
+from stylenb.inference import denoise, invert
 from stylenb.lora import load_lora, set_scale
 
 strength = base.default_strength
@@ -210,29 +207,26 @@ with torch.no_grad():
     images = to_tensor(photo)
     latents = base.encode(images)  # 1. encode
 
-    start = torch.tensor([round(1000 * strength) - 1])  # of 1000 levels of noise
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    noisy = base.scheduler.add_noise(latents, noise, start)  # 2. noise
+    noisy = invert(base, latents, strength)  # 2. noise
 
-    set_scale(base, load_lora(base, styles[0]), 1.0)
-    denoised = denoise(base, latents, strength, seed=0)  # 2. and 3. in one
+    set_scale(base, load_lora(base, style), 1.0)
+    denoised = denoise(base, latents, strength, solver="inversion", noisy=noisy)  # 3. denoise
     set_scale(base, None)
 
     stages = [images, base.decode(noisy), base.decode(denoised)]  # 4. decode
 
-print("photo", tuple(images.shape), " latents", tuple(latents.shape), " timestep", int(start))
+print("photo", tuple(images.shape), " latents", tuple(latents.shape))
 show.sheet(
     [stage[0].float().cpu() for stage in stages],
-    ["photo", "noised, decoded", "denoised, decoded"],
+    ["photo", "noise, decoded", "denoised, decoded"],
     title="Encode, noise, denoise, decode",
     width=2,
-    alt="The cat; the cat dissolved into blotches of colour by the noise; the cat redrawn in the "
-    "style.",
+    alt="The cat; blotches of colour, with no cat to be seen; the cat redrawn in the style.",
 )
 
 # %% [markdown]
-# In the middle is what the UNet had to work from. Whatever is not in there any more, such as
-# whiskers and fur, it has to make up, and it makes it up in the style.
+# In the middle is what the UNet had to work from. Without the LoRA, nearly the photo would have
+# come out of it again. With the LoRA, the model goes the same way in another manner.
 
 # %% [markdown]
 # ## 5. How exercises work
@@ -243,8 +237,8 @@ show.sheet(
 #
 # ### Exercise: how many steps are run?
 # A picture made from pure noise takes all of the `steps`. With `strength` 0.5 the photo is noised
-# half way up, so only half of the steps are left to do. Give the nearest whole number; one step at
-# least is always run.
+# half way up, so only half of the steps are left to go down again. Give the nearest whole number;
+# one step at least is always run.
 
 
 # %% tags=["exercise"]
@@ -281,8 +275,8 @@ for strength in (0.2, 0.6, 1.0):
 # Likely questions:
 #
 # - *Is low strength faster, then?* Yes, and this exercise says by how much.
-# - *Why does the cat change although scale is 0?* The noise has removed detail, and the base fills
-#   in what it knows: smooth landscapes. A larger base knows more.
+# - *Why does the photo change although scale is 0?* The autoencoder makes it softer, and the way up
+#   to the noise and down again is not quite the same (lessons 01 and 02).
 # - *Can I have two styles at once?* Lesson 06.
 # - *Is this legal with the style of a living artist?* The course trains on pictures that it draws
 #   itself, and that is what it can answer for. Bring your own pictures in lesson 08, and take ones
@@ -307,11 +301,12 @@ for strength in (0.2, 0.6, 1.0):
 # before it; A1 can be read any time after 01.
 #
 # ## Recap
-# - `stylenb.stylize(photo, style)` encodes, adds noise, denoises with the style's LoRA, decodes.
-# - Strength is how much of the photo is forgotten; scale is how loud the style is.
-# - What the noise has wiped out, the model makes up.
+# - `stylenb.stylize(photo, style)` encodes, goes up to noise, denoises with the style's LoRA,
+#   decodes.
+# - Strength is how far the photo is turned into noise; scale is how loud the style is.
 #
 # ## If you want more
 # - Find a strength at which the style is plain to see and you can still count the cat's eyes.
-# - Try the seeds 0 to 9. What changes, and what never does?
+# - Add `solver="ddim"` to a call of `stylize`: it takes random noise. At which strength is the
+#   photo lost now? Try the seeds 0 to 9 with it: what changes, and what does not?
 # - Hand in a photograph of text. Why does it fare so badly? Lesson 01 has the answer.

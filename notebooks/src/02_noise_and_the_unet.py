@@ -1183,70 +1183,112 @@ show.interactive(draw, strength=(0.05, 1.0, 0.05, 0.5), seed=(0, 9, 1, 0))
 #
 # - *Why is even strength 0.1 softer than the photo?* The base draws what it knows. What it does not
 #   know, it takes for noise and removes. The autoencoder takes its share as well: the first figure.
-# - *Could one start from the photo's own noise rather than from random noise?* Yes: run the loop
-#   backwards ("DDIM inversion") and the start holds the whole photo, so that more survives. It
-#   costs another run through the schedule.
+# - *Could one start from noise that suits the photo, rather than from random noise?* Yes, section 9
+#   does.
 # - *Does strength change the time?* Yes, in proportion: it is the share of the steps.
 
 # %% [markdown]
-# ## 9. Fresh noise, and the colours of the photo
+# ## 9. The loop, backwards
 #
-# A photo is to be redrawn in a style: with a LoRA in the UNet that has learned one (lesson 00; how
-# it got there is lessons 03 and 04). The guess is then of a picture in the style, and its colours
-# may be far from the photo's. What does a DDIM step do with the difference? Whatever of the noisy
-# latents is not in the guess, it takes for noise, and puts it *back on*. The colours of the photo
-# are in there.
+# Random noise falls on the cat's eyes as on the wall behind, and what it covers must be made up. Is
+# there a noise that covers *nothing*: one from which the loop draws this very photo?
 #
-# So throw it away: estimate the clean latents, put **fresh** noise on the estimate, less of it, and
-# estimate again. (So draw consistency models, Song et al. 2023, https://arxiv.org/abs/2303.01469,
-# which are trained to need very few such rounds.)
+# There is, and the loop itself finds it. No random number is drawn in a DDIM step, so it can be
+# taken upwards as well: estimate the picture, put **more** of the same noise back. (**DDIM
+# inversion**, Song et al. 2020, section 4.3, https://arxiv.org/abs/2010.02502.) One thing has to
+# give: for the step up to *t*, the noise at *t* is needed, before we are there. We ask the UNet
+# with the latents that we have, and hope that one step makes little difference.
 
 
 # %%
-def guess_again(latents, strength, steps=12, seed=0):
-    """Latents (N, 4, h, w) -> redrawn latents, by estimates and fresh noise in turns."""
-    random = torch.Generator().manual_seed(seed)
-    rounds = max(1, round(steps * strength))
-    for left in range(rounds, 0, -1):
-        t = round(1000 * strength * left / rounds) - 1
-        noisy = add_noise(
-            base.scheduler, latents, torch.randn(1, *latents.shape[1:], generator=random), t
-        )
-        latents = estimate_x0(base.scheduler, noisy, predict(noisy, t), t)
+def invert(latents, strength):
+    """Latents (N, 4, h, w) -> noisy latents, from which the loop draws them again."""
+    level = 0
+    for t in reversed(timesteps[start_index(len(timesteps), strength) :]):
+        noise = predict(latents, t)
+        picture = estimate_x0(base.scheduler, latents, noise, level)
+        latents, level = add_noise(base.scheduler, picture, noise, t), t
     return latents
 
 
-library = denoise(base, pair.to(base.device), 0.3, 12, seed=0, solver="lcm").cpu()
-print(f"largest difference from stylenb's: {(guess_again(pair, 0.3) - library).abs().max():.0e}")
+from stylenb import inference
+
+library = inference.invert(base, pair.to(base.device), 0.6, len(timesteps)).cpu()
+print(f"largest difference from stylenb's: {(invert(pair, 0.6) - library).abs().max():.0e}")
+
+# %% [markdown]
+# **Predict:** both starts below look like noise. In what does the second differ, and what will the
+# loop make of each, without any style?
+
+# %%
+strength = base.default_strength
+to_run = timesteps[start_index(len(timesteps), strength) :]
+found = invert(pair, strength)
+thrown, redrawn_once = redraw(pair, strength)
+again = sample(found, to_run)[-1]
+
+
+def side_by_side(x):
+    """How alike two neighbouring places are: 0 for noise from a generator."""
+    return torch.corrcoef(torch.stack([x[..., 1:].flatten(), x[..., :-1].flatten()]))[0, 1]
+
+
+a = base.scheduler.alphas_cumprod[to_run[0]].sqrt()  # the picture's share in both starts
+for name, start, end in (("random", thrown, redrawn_once), ("inverted", found, again)):
+    noise = (start - a * pair) / (1 - a**2).sqrt()
+    print(
+        f"{name:8s} spread {noise.std():.2f}, neighbours alike {side_by_side(noise):5.2f}; "
+        f"agreement of the end with the original {agreement(end, pair):.2f}"
+    )
+
+show.sheet(
+    [look(x[i][None])[0] for i in (0, 1) for x in (pair, thrown, redrawn_once, found, again)],
+    ["original", "random start", "its end", "inverted start", "its end"],
+    columns=5,
+    width=1.1,
+    title=f"Random noise, and the noise that the loop finds, at strength {strength:g}",
+    alt="The scene and the photo; under random noise, and what is drawn from it: something else, "
+    "in similar colours; under the noise that inversion found, and what is drawn from that: nearly "
+    "the originals again.",
+)
+
+# %% [markdown]
+# Not quite the originals: what one step hopes for is a little wrong, and it adds up.
+#
+# Drawing a photo that one has already is of little use. But now go up *without* a style and down
+# *with* one: a LoRA in the UNet that has learned it (lesson 00; how it got there is lessons 03 and
+# 04). Then the path down bends only where the LoRA wants it to.
 
 # %%
 from stylenb.lora import load_lora, remove_lora, set_scale
 
-strength = base.default_strength
-rows = [("photo", pair), ("DDIM, no style", redraw(pair, strength)[1])]
-rows.append(("fresh, no style", guess_again(pair, strength)))
-fitting = stylenb.available_styles() if base.name == "pocket" else {}
-for style in list(fitting)[:2]:
+rows = [("original", pair)]
+for style in ("ink", "stained_glass", "woodcut") if base.name == "pocket" else ():
     name = load_lora(base, style)
     set_scale(base, name)
-    rows.append((f"DDIM, {style}", redraw(pair, strength)[1]))
-    rows.append((f"fresh, {style}", guess_again(pair, strength)))
+    rows.append((f"random, {style}", redraw(pair, strength)[1]))
+    rows.append((f"inverted, {style}", sample(found, to_run)[-1]))
     remove_lora(base, name)
 show.sheet(
     [look(x[i][None])[0] for i in (0, 1) for _, x in rows],
     [name for name, _ in rows],
     columns=len(rows),
-    width=1.1,
-    title=f"The noise that was guessed, or fresh noise, at strength {strength:g}",
-    alt="The scene and the photo as they are, redrawn without a style, and in two styles, each "
-    "with the guessed noise and with fresh noise.",
+    width=1.0,
+    title=f"The way down with a style, at strength {strength:g}",
+    alt="The scene and the photo as they are, and in three styles, each drawn from random noise "
+    "and from the inverted start. From random noise another picture comes; from the inverted start "
+    "the same scene and cup in the style.",
 )
 
 # %% [markdown]
-# **What it means.** With fresh noise the guess is free to change the colours, and it takes a
-# handful of calls of the UNet. The price: fine detail of the photo is not carried along either. On
-# the pocket model, whose grid is coarse and whose styles change all colours, `stylize` works like
-# this (`solver="lcm"`); on SD v1.5, with DDIM. Both take either.
+# **What it means.** The inverted start keeps the layout even at a strength at which random noise
+# leaves nothing of it. The price: the way up costs as many calls of the UNet as the way down, there
+# is no seed to try another of, and whatever the LoRA does not push away from the photo stays as it
+# was, so that a style may come out paler.
+#
+# On the pocket model, whose coarse grid bears little random noise, `stylize` works like this
+# (`solver="inversion"`); on SD v1.5, with random noise (`solver="ddim"`), as is customary there.
+# Both take either.
 
 # %% [markdown]
 # ## Recap
@@ -1262,14 +1304,15 @@ show.sheet(
 #   no second call of the UNet.
 # - Strength is where we start. Noise wipes out from fine to coarse, and a coarse grid is wiped out
 #   sooner.
-# - DDIM puts the guessed noise back, and with it the colours of the photo; fresh noise does not.
+# - Taken upwards, DDIM finds the noise from which it would draw this photo. From there a LoRA
+#   changes the style, and the layout stays.
 #
 # ## If you want more
-# - In section 9, put back a mixture of guessed and fresh noise. From which share on do the colours
-#   change?
+# - In section 9, start from a mixture of the inverted and the random noise: `m * found + (1 -
+#   m**2)**0.5 * noise`, as far as the noise goes. From which share on is the layout lost?
 # - Put the *latents of the photo* where `start` was, without noise, and run all the steps. What
 #   does the model take them for?
 # - In `redraw`, hand in `prompted(...)` with a prompt that contradicts the photo: night for day.
 #   From which strength on does it win?
-# - Change the loop so that it walks upwards, from the photo to noise, and then down again. How near
-#   to the photo do you come out?
+# - Invert with 10 steps, with 30 and with 100 (`timesteps` holds 30). How near to the photo do you
+#   come out?

@@ -47,7 +47,7 @@ import torch
 from torch import nn
 
 from stylenb import checks, psnr, sample_photo, show, to_pictures, to_tensor
-from stylenb.inference import denoise
+from stylenb.inference import denoise, invert
 from stylenb.pocket.scenes import draw_scene
 
 torch.set_grad_enabled(False)  # nothing is trained here; one cell below asks for gradients
@@ -532,13 +532,12 @@ figure
 # %%
 from safetensors import safe_open
 
-from stylenb.lora import available_styles, find_lora, load_lora, set_scale
+from stylenb.lora import find_lora, load_lora, set_scale
 
 plain = with_own_unet(base)  # a copy without LoRA, for what we do by hand
 plain_layers = projections(plain.unet)
 
-shipped = list(available_styles())
-style, other = shipped[0], shipped[-1]  # on "sd15": paths of two LoRA files of one rank for it
+style, other = "ink", "cross_stitch"  # on "sd15": paths of two LoRA files of one rank for it
 
 with safe_open(find_lora(style), "pt") as file:
     keys = list(file.keys())
@@ -703,8 +702,9 @@ latents = base.encode(to_tensor(pictures)).float()
 
 
 def redraw(one_base, strength=base.default_strength):
-    """Our two pictures, noised and denoised, as PIL pictures."""
-    denoised = denoise(one_base, latents, strength, seed=0)
+    """Our two pictures, turned into noise by the bare base and drawn again by one_base."""
+    noisy = invert(base, latents, strength)  # lesson 02, section 9
+    denoised = denoise(one_base, latents, strength, solver="inversion", noisy=noisy)
     return to_pictures(base.decode(denoised))
 
 

@@ -128,8 +128,9 @@ print("the batch       ", tuple(latents.shape), f"{batch} in the style, {extra} 
 #
 # ### Step 2: add noise by the schedule
 # Each picture gets a timestep of its own, and as much noise as belongs there (lesson 02). The
-# styled ones are spread over the part of the schedule where a photo will be redrawn, and a bit
-# beyond; what lies higher up is never met there. The content stays lower still; section 2 says why.
+# styled ones are spread over the lower half of the schedule, where the marks of a style are
+# decided; higher up only the large shapes are left, and those are to be the photo's. The content
+# stays lower still; section 2 says why.
 
 # %%
 top = defaults.timesteps
