@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from operator import index
 from pathlib import Path
 
@@ -110,8 +111,9 @@ def invert(
     Raises StylenbError while a LoRA is merged.
     """
     strength, steps, _ = _defaults(base, strength, steps, "inversion")
-    forwards = DDIMScheduler.from_config(base.scheduler.config)  # drops what DDIM does not know
-    scheduler = DDIMInverseScheduler.from_config(forwards.config)
+    known = signature(DDIMInverseScheduler).parameters  # from_config warns of all the others
+    given = {name: value for name, value in base.scheduler.config.items() if name in known}
+    scheduler = DDIMInverseScheduler(**given)
     scheduler.set_timesteps(steps, device=base.device)
     with base.as_loaded():
         for t in _in_schedule(scheduler, scheduler.timesteps[: max(1, round(steps * strength))]):

@@ -94,8 +94,8 @@ class Settings(LoopSettings):
     """How `train_style` teaches a LoRA a style; `for_base` knows what suits a base.
 
     First L2 alone teaches the marks of the style, then LPIPS and the style loss teach to put them
-    and the palette on a photo. Both at once from the start and the marks are never learned: blots
-    come in place of hatching and dots.
+    and the palette on a photo. With both from the start, blots that please the feature network
+    are found before there are marks to place.
     """
 
     steps: int = 240

@@ -140,7 +140,7 @@ def test_inference(tiny_folder, lora):
     (own,) = cells(lines, "stylize")
     (guided,) = cells(lines, "diffusers, default guidance")
     (plain,) = cells(lines, "diffusers, guidance 1")
-    assert [row[2] for row in (own, guided, plain)] == ["1 of 1", "1 of 2", "1 of 1"]
+    assert [row[2] for row in (own, guided, plain)] == ["3 of 1", "3 of 2", "3 of 1"]
     for row in (guided, plain):
         assert float(row[3]) == pytest.approx(float(row[1]) / float(own[1]), rel=0.2)
     assert lines[-1].startswith("A folder of 3 JPEG photos of 64 px took")

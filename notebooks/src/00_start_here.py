@@ -121,8 +121,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# At low strength the model is hardly allowed to change anything. The nearer to 1, the freer it is
-# to draw what it likes. Style transfer is a trade between the two, and lesson 07 measures it.
+# At low strength the model is hardly allowed to change anything, and the colours of the photo stay.
+# The nearer to 1, the freer it is to draw what it likes. Style transfer is a trade between the two,
+# and lesson 07 measures it.
 #
 # **scale**: how loud the LoRA is. 0 is the base alone.
 
@@ -152,6 +153,8 @@ def draw(strength, scale):
     return show.sheet(
         [photo, *pictures],
         ["photo", *styles],
+        columns=4,
+        width=1.4,
         title=f"strength {strength:.2f}, scale {scale:.2f}",
         alt=f"The photo and its versions in {', '.join(styles)} at strength {strength:.2f} and "
         f"scale {scale:.2f}.",
@@ -177,6 +180,8 @@ else:
 show.sheet(
     [mine, *(stylenb.stylize(mine, name, base=base) for name in styles)],
     ["photo", *styles],
+    columns=4,
+    width=1.4,
     title="Another photograph",
     alt=f"A photograph and its versions in {', '.join(styles)}.",
 )

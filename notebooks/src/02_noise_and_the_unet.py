@@ -190,7 +190,7 @@ show.sheet(
     + [picture for which in (0, -1) for t in times for picture in look(noisy[t][which][None])],
     [f"t = {t}" for t in times],
     columns=len(times),
-    width=1.0,
+    width=0.75,
     cmap="RdBu_r",
     limits=(-3, 3),
     title="Channel 0 of the scene's latents; decoded; the photo, decoded",
@@ -420,7 +420,7 @@ show.sheet(
     [picture for i in (0, -1) for t in times[1:] for picture in look(estimates[t][i][None])],
     [f"t = {t}" for t in times[1:]],
     columns=len(times) - 1,
-    width=1.2,
+    width=0.9,
     title="What one step recovers",
     alt="Two rows, scene and photo. With little noise the estimate is the picture, a bit softer; "
     "with more it turns ever vaguer, and at last hardly a shape is left.",
@@ -468,7 +468,7 @@ def draw(timestep, seed):
             for picture in look(stage[i][None])
         ],
         ["noisy", "estimate"] * 2,
-        width=1.1,
+        width=0.95,
         title=f"t = {timestep}, SNR {ratio[timestep]:.2f}",
         alt=f"The scene and the photo, noisy at t = {timestep}, and the estimate of each.",
     )
@@ -594,7 +594,7 @@ show.sheet(
     look(torch.cat(now + believed)),
     [f"t = {timesteps[i]}" for i in looked_at],
     columns=6,
-    width=1.1,
+    width=0.95,
     title="Above: where we are. Below: what the model believes",
     alt="Above, noise that clears up towards the end. Below, a haze in which first large areas of "
     "colour appear, then shapes, then detail.",
@@ -616,7 +616,7 @@ one = start[:1]
 show.sheet(
     [look(sample(one, timesteps_for(n))[-1])[0] for n in counts],
     [f"{n} steps" for n in counts],
-    width=1.3,
+    width=1.1,
     title="The same noise, in few steps and in many",
     alt="Five pictures from the same noise. With very few steps the picture is another or flatter "
     "one; from a moderate number on they hardly change.",
@@ -661,7 +661,7 @@ for factor, result in zip(sizes, results):
 show.sheet(
     look(results),
     [f"noise × {factor}" for factor in sizes],
-    width=1.3,
+    width=1.1,
     title="The first noise in the wrong size",
     alt="Five pictures from the same noise times different factors. Too small gives a flat, empty "
     "picture, too large a harsh and overdone one.",
@@ -718,7 +718,7 @@ def misled(noisy, t):
 show.sheet(
     look(sample(one.repeat(len(shifts), 1, 1, 1), timesteps, misled)[-1]),
     [f"told {shift:+d}" if shift else "told the truth" for shift in shifts.tolist()],
-    width=1.3,
+    width=1.1,
     title="A timestep that is always wrong",
     alt="Five pictures from the same noise. Told too little, the model overdoes light and dark; "
     "told too much, it leaves speckles in the picture.",
@@ -766,7 +766,7 @@ show.sheet(
     ["(empty)", "red house, day", "sea, moon, night", "charcoal, lake", "comic, lighthouse"]
     + ["violin"],
     columns=6,
-    width=1.3,
+    width=1.15,
     title="The same noise under six prompts",
     alt="Six pictures from the same noise. The prompt steers colours, light and manner, and parts "
     "of the layout come from the noise and stay.",
@@ -844,7 +844,7 @@ show.sheet(
         for picture in look(sample(start[:2], timesteps, prompted(embedding))[-1])
     ],
     [name for name in instead for _ in range(2)],
-    width=1.2,
+    width=0.9,
     title='The same two starts, with "", with zeros and with "" shuffled',
     alt="Six pictures in three pairs: drawn with the empty prompt, with zeros instead, and with "
     "the numbers of the empty prompt in a random order. The pairs differ.",
@@ -930,7 +930,7 @@ show.sheet(
     ],
     [f"scale {scale:g}" for scale in scales.tolist()],
     columns=len(scales),
-    width=1.2,
+    width=0.9,
     title=prompts[2],
     alt=f"Two rows of pictures, of growing guidance, for the prompt: {prompts[2]}. The prompt is "
     "ignored at scale 0 and takes over as the scale grows.",
@@ -1036,8 +1036,8 @@ start_index = checks.check("start_index", start_index)
 def redraw(latents, strength, seed=0, guess=predict):
     """Latents (N, 4, h, w) -> (noisy latents to start from, redrawn latents)."""
     to_run = timesteps[start_index(len(timesteps), strength) :]
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = add_noise(base.scheduler, latents, noise, to_run[0])
+    noise = torch.randn(1, *latents.shape[1:], generator=torch.Generator().manual_seed(seed))
+    noisy = add_noise(base.scheduler, latents, noise.expand_as(latents), to_run[0])
     return noisy, sample(noisy, to_run, guess)[-1]
 
 
@@ -1079,7 +1079,7 @@ show.sheet(
     + [""] * len(shown)
     + [f"strength {strength}" for strength in shown],
     columns=len(shown),
-    width=1.0,
+    width=0.75,
     title="The start, and below it what the base makes of it",
     alt="For the scene and the photo, a row of noisy starts of growing strength and below it the "
     "redrawn pictures. At low strength they are the originals, softened; then things change and "
@@ -1170,7 +1170,7 @@ def draw(strength, seed):
     return show.sheet(
         [picture for i in (0, 1) for x in (pair, noisy, redrawn) for picture in look(x[i][None])],
         ["original", "start", "redrawn"] * 2,
-        width=1.0,
+        width=0.9,
         title=f"strength {strength:.2f}: start at t = {t}",
         alt=f"The scene and the photo, noised and redrawn at strength {strength:.2f}.",
     )
@@ -1190,7 +1190,7 @@ show.interactive(draw, strength=(0.05, 1.0, 0.05, 0.5), seed=(0, 9, 1, 0))
 # %% [markdown]
 # ## 9. The loop, backwards
 #
-# Random noise falls on the cat's eyes as on the wall behind, and what it covers must be made up. Is
+# Random noise falls on the cup as on the table, and what it covers must be made up. Is
 # there a noise that covers *nothing*: one from which the loop draws this very photo?
 #
 # There is, and the loop itself finds it. No random number is drawn in a DDIM step, so it can be
@@ -1217,7 +1217,7 @@ library = inference.invert(base, pair.to(base.device), 0.6, len(timesteps)).cpu(
 print(f"largest difference from stylenb's: {(invert(pair, 0.6) - library).abs().max():.0e}")
 
 # %% [markdown]
-# **Predict:** both starts below look like noise. In what does the second differ, and what will the
+# **Predict:** two starts for the same picture, one with random noise, one inverted. What will the
 # loop make of each, without any style?
 
 # %%
@@ -1227,17 +1227,11 @@ found = invert(pair, strength)
 thrown, redrawn_once = redraw(pair, strength)
 again = sample(found, to_run)[-1]
 
-
-def side_by_side(x):
-    """How alike two neighbouring places are: 0 for noise from a generator."""
-    return torch.corrcoef(torch.stack([x[..., 1:].flatten(), x[..., :-1].flatten()]))[0, 1]
-
-
 a = base.scheduler.alphas_cumprod[to_run[0]].sqrt()  # the picture's share in both starts
 for name, start, end in (("random", thrown, redrawn_once), ("inverted", found, again)):
     noise = (start - a * pair) / (1 - a**2).sqrt()
     print(
-        f"{name:8s} spread {noise.std():.2f}, neighbours alike {side_by_side(noise):5.2f}; "
+        f"{name:8s} noise with a spread of {noise.std():.2f}; "
         f"agreement of the end with the original {agreement(end, pair):.2f}"
     )
 
@@ -1245,15 +1239,17 @@ show.sheet(
     [look(x[i][None])[0] for i in (0, 1) for x in (pair, thrown, redrawn_once, found, again)],
     ["original", "random start", "its end", "inverted start", "its end"],
     columns=5,
-    width=1.1,
-    title=f"Random noise, and the noise that the loop finds, at strength {strength:g}",
+    width=0.9,
+    title=f"Random and inverted noise, strength {strength:g}",
     alt="The scene and the photo; under random noise, and what is drawn from it: something else, "
     "in similar colours; under the noise that inversion found, and what is drawn from that: nearly "
     "the originals again.",
 )
 
 # %% [markdown]
-# Not quite the originals: what one step hopes for is a little wrong, and it adds up.
+# In the inverted start you can still make out the picture, and there is less noise in it than in
+# the random one (the spread): where the UNet is sure of the picture, it names little noise. The end
+# is nearly the original. Nearly, because the hope is a little wrong at every step.
 #
 # Drawing a photo that one has already is of little use. But now go up *without* a style and down
 # *with* one: a LoRA in the UNet that has learned it (lesson 00; how it got there is lessons 03 and
@@ -1262,23 +1258,23 @@ show.sheet(
 # %%
 from stylenb.lora import load_lora, remove_lora, set_scale
 
-rows = [("original", pair)]
-for style in ("ink", "stained_glass", "woodcut") if base.name == "pocket" else ():
+ends = {"random": [], "inverted": []}
+fitting = ["ink", "stained_glass", "woodcut"] if base.name == "pocket" else []
+for style in fitting:
     name = load_lora(base, style)
     set_scale(base, name)
-    rows.append((f"random, {style}", redraw(pair, strength)[1]))
-    rows.append((f"inverted, {style}", sample(found, to_run)[-1]))
+    ends["random"].append(redraw(pair, strength)[1])
+    ends["inverted"].append(sample(found, to_run)[-1])
     remove_lora(base, name)
 show.sheet(
-    [look(x[i][None])[0] for i in (0, 1) for _, x in rows],
-    [name for name, _ in rows],
-    columns=len(rows),
-    width=1.0,
-    title=f"The way down with a style, at strength {strength:g}",
-    alt="The scene and the photo as they are, and in three styles, each drawn from random noise "
-    "and from the inverted start. From random noise another picture comes; from the inverted start "
-    "the same scene and cup in the style.",
-)
+    [look(x[i][None])[0] for drawn in ends.values() for i in (0, 1) for x in drawn],
+    fitting * 2,
+    columns=2 * len(fitting),
+    width=1.15,
+    title=f"Above from random noise, below from the inverted start, at strength {strength:g}",
+    alt="The scene and the photo in three styles. From random noise another picture has come; "
+    "from the inverted start it is the same scene and the same cup in the style.",
+) if fitting else print("The styles that come with the course fit the pocket base only.")
 
 # %% [markdown]
 # **What it means.** The inverted start keeps the layout even at a strength at which random noise

@@ -889,10 +889,10 @@ print(f"{on / off - 1:.0%} more time in all")
 
 # %% [markdown]
 # **What it means.** Merged, the model is as quick as without a LoRA, because it is the same model
-# with other numbers. The detour costs more time than its multiplications suggest: every projection
-# starts several small operations, and starting them takes time too. The smaller the layers, the
-# more that counts. In exchange, a merged LoRA cannot be turned up or down, and a saved merged model
-# is a whole model: gigabytes for SD v1.5, instead of megabytes.
+# with other numbers. The multiplications of the detour are few beside all that the UNet does, but
+# every projection starts several small operations more, and starting them takes time too. The
+# smaller the layers, the more that counts. In exchange, a merged LoRA cannot be turned up or down,
+# and a saved merged model is a whole model: gigabytes for SD v1.5, instead of megabytes.
 
 # %% [markdown]
 # ## 7. Alpha as a volume knob
@@ -1067,10 +1067,10 @@ print(f"size of the cross terms: {float(cross.norm() / exact.norm()):.0%} of the
 print(f"how alike the two As are (1 is the same, 0 unrelated): {float(alike):.2f}")
 
 # %% [markdown]
-# **What it means.** The second number explains the first. Two LoRAs whose training began with the
-# same random A, from the same seed, keep As that are alike. Then $A_1 B_2$ is nearly $A_2 B_2$, and
-# the cross terms come close to playing both styles a second time. Two LoRAs from different places
-# have unrelated As, and the cross terms are a random disturbance.
+# **What it means.** Two LoRAs whose training began with the same random A, from the same seed, keep
+# something of it in common: that is the second number. The more alike the As are, the nearer $A_1
+# B_2$ is to $A_2 B_2$, and the nearer the cross terms come to playing both styles a second time.
+# Two LoRAs from different places have unrelated As, and the cross terms are a random disturbance.
 #
 # Now in the whole UNet. `set_scale` with several names adds exactly. Does it agree with our sum?
 

@@ -83,13 +83,13 @@ photographs = [name for name in SAMPLE_PHOTOS if name not in ("chelsea", "coffee
 content_pictures += [sample_photo(name, size) for name in photographs[:8]]
 
 show.sheet(
-    style_pictures[:8] + content_pictures[-12:],
-    [style] * 8 + ["content"] * 12,
-    columns=10,
-    width=0.85,
+    style_pictures[:8] + content_pictures[-10:-2],
+    [style] * 8 + ["content"] * 8,
+    columns=8,
+    width=0.8,
     title=f"Some of the pictures in the style {style}, and some of the content",
     alt=f"Eight pictures in the style {style}, all in its manner and of different scenes; then "
-    "four drawn landscapes and eight photographs in no style.",
+    "drawn landscapes and photographs in no style.",
 )
 
 # %% [markdown]
@@ -155,7 +155,7 @@ show.sheet(
     look(latents) + look(noisy),
     ["style"] * batch + ["content"] * extra + [f"t = {one}" for one in t.tolist()],
     columns=batch + extra,
-    width=0.85,
+    width=0.68,
     title="The batch, and below it under noise",
     alt="A row of pictures in the style and of content, and below it the same under noise, "
     "decoded. The first of the styled ones can still be made out, the last hardly; the content is "
@@ -223,7 +223,8 @@ show.sheet(
     + [f"noisy, t = {one}" for one in t[batch:].tolist()]
     + ["estimate"] * extra,
     columns=extra,
-    title="The content, noised, and the estimate",
+    width=1.1,
+    title="Content, noised, estimate",
     alt="The content pictures, the same under noise, and the estimates: the same scenes again, "
     "softer than the originals.",
 )
@@ -257,7 +258,7 @@ show.sheet(
     [style_images[0], *styled[0][0, busiest].cpu(), content_images[0], *plain[0][0, busiest].cpu()],
     ["style", *(f"feature {c}" for c in busiest), "content"] + [""] * 6,
     columns=7,
-    width=1.0,
+    width=0.8,
     title="Six features of layer 0",
     alt="A picture in the style and one of content, and beside each six maps, which are bright "
     "where the picture has an edge or a colour of some kind, and dark elsewhere.",
@@ -317,9 +318,9 @@ with torch.no_grad():
 
 show.sheet(
     [*plain_four, *drawn_in_ink, *tones(plain_four), *tones(drawn_in_ink)],
-    ["content"] * 4 + ["in ink"] * 4 + ["tones of the content"] * 4 + ["tones in ink"] * 4,
+    ["content"] * 4 + ["in ink"] * 4 + ["its tones"] * 8,
     columns=8,
-    width=1.0,
+    width=0.8,
     title="What LPIPS is shown",
     alt="Four pictures and the same drawn in ink, and below each its tones: blurred and grey. The "
     "tones of a drawing are like those of its picture where dark places are hatched.",
@@ -384,7 +385,7 @@ show.sheet(
     [style, "content", "estimate"],
     limits=(0, reach),
     pixels=True,
-    width=2.1,
+    width=1.5,
     title="Gram matrices of layer 0",
     alt="Three symmetric maps of which features occur together. That of the style fades from the "
     "top left corner outwards; those of the content and of its estimate are bright in partly other "
@@ -574,7 +575,7 @@ show.sheet(
     [content[0].cpu(), *(image for _, _, image in rows)],
     ["content", *(f"t = {level}" for level in levels)],
     columns=8,
-    width=1.0,
+    width=0.9,
     title="The estimate, from little noise to much",
     alt="The content, and its estimate at rising timesteps: first the picture itself, then ever "
     "blurrier, at last a haze without the scene.",
@@ -928,9 +929,9 @@ for step in range(0, len(rows), max(1, len(rows) // 6)):
 # now each batch has low and high ones.
 #
 # And one matter of order. L2 teaches the **marks** of the style, and is slow at it. LPIPS and style
-# loss are quick: they find blots and smears that please the feature network long before there are
-# any marks, and then the marks are never learned. So the first half of the steps (`picture_from`)
-# belongs to L2 alone. Section 6 tries it the other way, too.
+# loss are quick: they find blots and smears that please the feature network before there are any
+# marks to place. So the first half of the steps (`picture_from`) belongs to L2 alone, which costs
+# less as well. Section 6 tries it the other way, too.
 #
 # **Predict:** after these few steps, will anything be seen?
 
@@ -947,8 +948,8 @@ show.sheet(
     watched + without + early,
     ["original"] * 3 + ["base alone"] * 3 + [f"{len(rows)} steps"] * 3,
     columns=3,
-    width=1.15,
-    title="Redrawn without and with the LoRA of these few steps",
+    width=0.95,
+    title="Without and with these few steps",
     alt="A scene, a cat and a cup of coffee; below, redrawn by the base alone; below that, redrawn "
     "with a LoRA that was trained for a few steps only.",
 )
@@ -1012,7 +1013,7 @@ show.sheet(
     [stages[stage][row] for row in range(len(watched)) for stage in stages],
     list(stages),
     columns=len(stages),
-    width=1.0,
+    width=0.85,
     title=f"{style}, while it was being learned",
     alt="Three rows, a scene, a cat and a cup of coffee: the original, redrawn by the base alone, "
     f"then as the training went on, and at the right the true rendering in the style {style}.",
@@ -1033,7 +1034,7 @@ def draw(step):
     return show.sheet(
         stages[step],
         ["scene", "cat", "coffee"],
-        width=1.9,
+        width=1.4,
         title=step,
         alt=f"The scene, the cat and the cup of coffee, {step}.",
     )
@@ -1135,8 +1136,8 @@ show.sheet(
     [picture for row in range(3) for both in shown for picture in both[row]],
     [f"t = {level}" for level in levels] * 2,
     columns=2 * len(levels),
-    width=1.0,
-    title="Noised photo; the estimate of the base alone; with the LoRA",
+    width=0.78,
+    title="Noised photo; estimate of the base alone; with the LoRA",
     alt="A scene and a cat at three timesteps, in three rows: under noise, the estimate of the "
     "base alone, and the estimate with the LoRA.",
 )
@@ -1161,7 +1162,7 @@ picture = stylenb.stylize(new, saved, base=base)  # loads the file into the base
 show.sheet(
     [new, picture, apply_style(style, new)],
     ["a new scene", "with the file", "the truth"],
-    width=1.8,
+    width=1.3,
     title="Stylised with the file",
     alt="A scene, the same redrawn with the LoRA from the file, and its true rendering in the "
     f"style {style}.",
@@ -1262,7 +1263,7 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=1.2,
+    width=0.95,
     title=f"What each term brings, after {short.steps} steps",
     alt="A scene, a cat and a cup of coffee in rows: the original, the base alone, L2 alone, "
     "with LPIPS, with LPIPS and style loss, the same with all of them from the start, and the true "
@@ -1276,11 +1277,6 @@ print("\nscene by scene, with the style loss minus L2 alone:")
 full, alone = (scores(results[name][1]) for name in ("L2 + LPIPS + style", "L2 alone"))
 for name in full:
     print(f"{name:18s} {mean_and_error(full[name] - alone[name])}")
-
-print("\ntime of a step, L2 alone is 1:")
-cost = {name: history.seconds / len(history.rows) for name, (history, _) in results.items()}
-for name in cost:
-    print(f"{name:18s} {cost[name] / cost['L2 alone']:.1f}")
 
 # %% [markdown]
 # **What it means.** The second table compares *the same scenes* in pairs. A scene that is hard is
@@ -1313,12 +1309,13 @@ for name in cost:
 # %% [markdown]
 # ## 7. Too much of a good thing
 #
-# The same, with the weight of the style loss or of LPIPS a hundred times as large.
+# The same, shorter, with all losses from the start, and the weight of the style loss or of LPIPS a
+# hundred times as large.
 #
 # **Predict:** what will each of them give up?
 
 # %%
-brief = replace(usual, steps=budget(defaults.steps // 5))
+brief = replace(usual, steps=budget(defaults.steps // 3), picture_from=0.0)
 excess = {
     "balanced": brief,
     "style × 100": replace(brief, style_weight=100 * usual.style_weight),
@@ -1332,8 +1329,8 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=1.3,
-    title=f"Balanced, and far too much of one, after {brief.steps} steps",
+    width=1.0,
+    title=f"Balanced, and far too much, after {brief.steps} steps",
     alt="A scene, a cat and a cup of coffee: the original, the balanced run, one with a hundred "
     "times the style loss, and one with a hundred times the LPIPS.",
 )
@@ -1445,14 +1442,14 @@ load_checkpoint(sorted((folder / "four").glob("checkpoint-*.safetensors"))[-1])
 from stylenb.inference import denoise
 
 nothing = torch.zeros(4, *style_latents.shape[1:], device=base.device)
-dreams = look(denoise(base, nothing, 1.0, 30, seed=5, solver="ddim"))
+dreams = look(denoise(base, nothing, 1.0, 30, seed=range(4), solver="ddim"))
 remove_lora(base, "four")
 show.sheet(
     [*learned, *dreams],
     ["trained on"] * 4 + ["drawn from noise"] * 4,
     columns=4,
-    width=1.15,
-    title="The four pictures, and what the LoRA draws by itself",
+    width=0.9,
+    title="Four pictures, and what the LoRA draws",
     alt="Above, the four pictures that it was trained on; below, four pictures drawn from pure "
     "noise with this LoRA.",
 )
@@ -1488,10 +1485,10 @@ for rank in ranks:
 
 show.sheet(
     drawn_in_grid,
-    [f"rank {rank}, rate {rate:g}" for rank in ranks for rate in rates],
+    [f"{rank}, {rate:g}" for rank in ranks for rate in rates],
     columns=len(rates),
-    width=1.2,
-    title=f"The scene after {quick.steps} steps",
+    width=1.0,
+    title=f"After {quick.steps} steps: rank, rate",
     alt="Six versions of one scene: the learning rate grows from left to right, the rank from the "
     "upper row to the lower.",
 )

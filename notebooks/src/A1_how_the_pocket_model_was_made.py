@@ -578,6 +578,10 @@ show.sheet(
 )
 
 # %% [markdown]
+# Manner and light follow the words. The house is a blot at best: what was said of the small network
+# holds here too, small things are learned last.
+
+# %% [markdown]
 # ## Recap
 # - Two networks, trained one after the other: the autoencoder learns to give pictures back, the
 #   UNet to tell noise from latents.
