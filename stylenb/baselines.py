@@ -49,7 +49,7 @@ def img2img(
     """Image-to-image without a LoRA: noise up to `strength`, denoise with the base alone.
 
     It does not look at the style pictures, so it shows what the base does by itself. LoRAs are
-    switched off; the i-th photo has the noise of seed + i.
+    switched off; the i-th photo has the noise of seed + i, if the base's default solver draws any.
     """
     _check(strength)
     set_scale(base, None)

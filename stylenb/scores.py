@@ -382,10 +382,12 @@ def redraw(
     strength: float | None = None,
     steps: int | None = None,
     seed: int = 0,
+    solver: str | None = None,
 ) -> list[Image.Image]:
     """Photos of the base's size through the base as it is now, whatever is active in it.
 
-    The i-th has the noise of seed + i, so that no figure hangs on a single noise.
+    strength, steps, solver: as in `denoise`. Where the solver draws noise, the i-th photo has that
+    of seed + i, so that no figure hangs on a single noise.
     """
     if strength is not None and not 0 < strength <= 1:
         raise StylenbError(f"strength lies above 0 and up to 1, not {strength}.")
@@ -394,7 +396,7 @@ def redraw(
     for first in range(0, len(images), at_once):
         latents = base.encode(images[first : first + at_once])
         seeds = range(seed + first, seed + first + len(latents))
-        pictures += to_pictures(base.decode(denoise(base, latents, strength, steps, seeds)))
+        pictures += to_pictures(base.decode(denoise(base, latents, strength, steps, seeds, solver)))
     return pictures
 
 

@@ -83,7 +83,6 @@ def test_plain_img2img_leaves_loras_out(tiny, photos):
     set_scale(base, "some")
     assert scores.redraw(base, photos, 0.4) != plain
     assert baselines.img2img(photos, None, 0.4, base) == plain
-    assert baselines.img2img(photos, None, 0.4, base, seed=1) != plain
 
 
 def quantiles(pictures):
