@@ -183,7 +183,7 @@ def stylize(
     file, {style: weight, ...} for the exact sum of several, or None for the base alone.
     strength in (0, 1]: how far up the noise schedule to start; None is the base's default.
     scale: the LoRA's volume, 0 is off; or one for each group of layers, see `set_scale`.
-    steps, solver: of the whole schedule, and "ddim", "lcm" or "dpm"; None as in `denoise`.
+    steps, solver: of the whole schedule, and "ddim", "inversion" or "dpm"; None as in `denoise`.
     seed: a number, or one for each picture. The same photo and seed give the same picture whatever
     else is in the list, to within rounding (a level of 255). fit: "crop" or "pad" to a square.
     batch_size: pictures drawn at once; None is as many as make up 512 x 512 pixels. keep_colours:

@@ -43,7 +43,7 @@ def _encode(figure: Figure) -> tuple[str, bytes]:
     if picture.getcolors(4096):  # lines and text; photographs would turn blotchy with 256 colours
         picture.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
         return "image/png", small.getvalue()
-    picture.save(small, format="jpeg", quality=82, subsampling=1)
+    picture.save(small, format="jpeg", quality=72)
     return "image/jpeg", small.getvalue()
 
 

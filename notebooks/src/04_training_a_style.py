@@ -152,14 +152,13 @@ def look(latents):
 
 
 show.sheet(
-    look(latents) + look(noisy),
-    ["style"] * batch + ["content"] * extra + [f"t = {one}" for one in t.tolist()],
+    look(noisy),
+    [f"t = {one}" for one in t.tolist()],
     columns=batch + extra,
-    width=0.68,
-    title="The batch, and below it under noise",
-    alt="A row of pictures in the style and of content, and below it the same under noise, "
-    "decoded. The first of the styled ones can still be made out, the last hardly; the content is "
-    "noised as well.",
+    width=0.75,
+    title=f"The batch under noise: {batch} in the style, {extra} of content",
+    alt="A row of pictures in the style and of content, under noise and decoded. The first of the "
+    "styled ones can still be made out, the last hardly; the content is noised as well.",
 )
 
 # %% [markdown]
@@ -945,17 +944,17 @@ early = redraw(base, watched)  # as the base is now, with the LoRA in it
 remove_lora(base, "mine")
 without = redraw(base, watched)
 show.sheet(
-    watched + without + early,
-    ["original"] * 3 + ["base alone"] * 3 + [f"{len(rows)} steps"] * 3,
+    without + early,
+    ["base alone"] * 3 + [f"{len(rows)} steps"] * 3,
     columns=3,
     width=0.95,
     title="Without and with these few steps",
-    alt="A scene, a cat and a cup of coffee; below, redrawn by the base alone; below that, redrawn "
-    "with a LoRA that was trained for a few steps only.",
+    alt="A scene, a cat and a cup of coffee, redrawn by the base alone; below, redrawn with a LoRA "
+    "that was trained for a few steps only.",
 )
 
 # %% [markdown]
-# Compare the two lower rows: what differs there is the work of so few steps.
+# Compare the two rows: what differs is the work of so few steps.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -1013,7 +1012,7 @@ show.sheet(
     [stages[stage][row] for row in range(len(watched)) for stage in stages],
     list(stages),
     columns=len(stages),
-    width=0.85,
+    width=0.8,
     title=f"{style}, while it was being learned",
     alt="Three rows, a scene, a cat and a cup of coffee: the original, redrawn by the base alone, "
     f"then as the training went on, and at the right the true rendering in the style {style}.",
@@ -1130,16 +1129,16 @@ for picture in watched[:2]:
         with torch.no_grad():
             guess = base.predict_noise(x, at)
         believed.append(look(losses.estimate_x0(base.scheduler, x, guess, at)))
-    shown.append([look(x), *believed])
+    shown.append(believed)
 
 show.sheet(
-    [picture for row in range(3) for both in shown for picture in both[row]],
+    [picture for row in range(2) for both in shown for picture in both[row]],
     [f"t = {level}" for level in levels] * 2,
     columns=2 * len(levels),
-    width=0.78,
-    title="Noised photo; estimate of the base alone; with the LoRA",
-    alt="A scene and a cat at three timesteps, in three rows: under noise, the estimate of the "
-    "base alone, and the estimate with the LoRA.",
+    width=0.85,
+    title="Estimates: the base alone, below with the LoRA",
+    alt="A scene and a cat under the noise of three timesteps: the estimates of the base alone, "
+    "and below those with the LoRA.",
 )
 
 # %% [markdown]
@@ -1249,9 +1248,9 @@ def run(settings):
 short = replace(usual, steps=budget(defaults.steps // 2))
 variants = {
     "L2 alone": replace(short, lpips_weight=0.0, style_weight=0.0),
-    "L2 + LPIPS": replace(short, style_weight=0.0),
-    "L2 + LPIPS + style": short,
-    "all from the start": replace(short, picture_from=0.0),
+    "+ LPIPS": replace(short, style_weight=0.0),
+    "+ style loss": short,
+    "all at once": replace(short, picture_from=0.0),
 }
 results = {name: run(settings) for name, settings in variants.items()}
 
@@ -1263,7 +1262,7 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=0.95,
+    width=0.9,
     title=f"What each term brings, after {short.steps} steps",
     alt="A scene, a cat and a cup of coffee in rows: the original, the base alone, L2 alone, "
     "with LPIPS, with LPIPS and style loss, the same with all of them from the start, and the true "
@@ -1274,7 +1273,7 @@ show.sheet(
 print_scores(compared)
 
 print("\nscene by scene, with the style loss minus L2 alone:")
-full, alone = (scores(results[name][1]) for name in ("L2 + LPIPS + style", "L2 alone"))
+full, alone = (scores(results[name][1]) for name in ("+ style loss", "L2 alone"))
 for name in full:
     print(f"{name:18s} {mean_and_error(full[name] - alone[name])}")
 
@@ -1289,7 +1288,8 @@ for name in full:
 #   stays dark. By itself that is a brake: it says nothing of the style.
 # - **+ style loss** is the term that asks for change on a *photo*: its palette and marks are to be
 #   those of the style. Now the brake has something to hold.
-# - **all from the start**: look at the marks, and compare with the run in which L2 went first.
+# - **all at once**, from the first step: look at the marks, and compare with the run in which L2
+#   went first.
 #
 # Do pictures and scores bear this out in your run? If so, LPIPS without style loss makes little
 # sense. What style loss does when nothing holds it, the next section shows.
@@ -1446,7 +1446,7 @@ dreams = look(denoise(base, nothing, 1.0, 30, seed=range(4), solver="ddim"))
 remove_lora(base, "four")
 show.sheet(
     [*learned, *dreams],
-    ["trained on"] * 4 + ["drawn from noise"] * 4,
+    ["trained on"] * 4 + ["drawn"] * 4,
     columns=4,
     width=0.9,
     title="Four pictures, and what the LoRA draws",
