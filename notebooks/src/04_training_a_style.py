@@ -8,7 +8,7 @@
 #       out what each part does by leaving it out.
 #     read: 35
 #     do: 75
-#     needs: lessons 02 and 03; about ten minutes of computing; no GPU
+#     needs: lessons 02 and 03; about a quarter of an hour of computing; no GPU
 # ---
 
 # %% [markdown]

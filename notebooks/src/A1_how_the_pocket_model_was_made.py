@@ -46,6 +46,7 @@ from torch import nn
 
 from stylenb import checks, show, to_tensor
 from stylenb.pocket.scenes import draw_scene
+from stylenb.training import budget
 
 train = to_tensor([draw_scene(2_000_000 + i, 32).picture for i in range(1000)])
 unseen = to_tensor([draw_scene(i, 32).picture for i in range(64)])
@@ -152,7 +153,7 @@ def train_autoencoder(steps, batch_size=32, rate=2e-3):
         schedule.step()
 
 
-history, pictures = train_autoencoder(steps=400)
+history, pictures = train_autoencoder(steps=budget(400))  # 400, or few in a quick test
 
 # %% [markdown]
 # **Predict:** what does it learn first, colour or edges?
@@ -386,7 +387,7 @@ def train_unet(steps, batch_size=32, rate=2e-3):
     return losses, pictures
 
 
-losses, samples = train_unet(steps=800)
+losses, samples = train_unet(steps=budget(800))
 
 # %%
 show.sheet(
