@@ -252,6 +252,11 @@ def test_stylising_keeps_the_layout(pocket, style):
 # --- the papers ---
 
 
+def test_no_file_names_a_folder_of_the_machine_that_made_it():
+    for path in [*FOLDER.rglob("*config.json"), DATA / "training.json", DATA / "README.md"]:
+        assert not re.search(r'"/|/root/|/home/', path.read_text("utf-8")), path
+
+
 def test_check_sums():
     path = DATA / "SHA256SUMS"
     if not path.is_file():

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -470,6 +471,8 @@ def train_text_unet(args) -> None:
     # pipeline of both kinds would not run.
     config = POCKET / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    config = POCKET / "vae" / "config.json"  # diffusers notes the folder that it opened it from
+    config.write_text(re.sub(r'\n *"_name_or_path": .*', "", config.read_text()))
     for name in ("vocab.json", "merges.txt"):  # transformers before 5 reads these
         shutil.copy(args.work / "tokenizer" / name, POCKET / "tokenizer" / name)
 
