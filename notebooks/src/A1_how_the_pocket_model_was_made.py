@@ -128,7 +128,7 @@ def train_autoencoder(steps, batch_size=32, rate=2e-3):
     """Train encoder and decoder in place; return PSNR by step and reconstructions on the way."""
     weights = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(0)
     looks = {0, steps // 20, steps // 5, steps}
     history, pictures = {}, {}
@@ -356,7 +356,7 @@ def sample(count, seed=1, steps=25):
 def train_unet(steps, batch_size=32, rate=2e-3):
     """Train the UNet in place; return the losses and samples on the way."""
     optimizer = torch.optim.AdamW(unet.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     average = [p.detach().clone() for p in unet.parameters()]
     generator = torch.Generator().manual_seed(0)
     looks = {steps // 20, steps // 5, steps}
