@@ -186,7 +186,7 @@ class Base:
 
     @property
     def default_strength(self) -> float:
-        """How far up the schedule to start."""
+        """How far up the schedule to start with that solver."""
         return 0.6 if self.full_size else 0.8
 
     @property

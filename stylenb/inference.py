@@ -71,7 +71,7 @@ def denoise(
     noisy: the noisy latents to start from, of that strength, where they are known already.
     """
     strength, steps, solver = _defaults(base, strength, steps, solver)
-    count = max(1, round(steps * strength))
+    count = _steps_run(steps, strength)
     generators = [torch.Generator().manual_seed(one) for one in _seeds(seed, len(latents))]
     if solver == "dpm":
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
@@ -116,10 +116,14 @@ def invert(
     scheduler = DDIMInverseScheduler(**given)
     scheduler.set_timesteps(steps, device=base.device)
     with base.as_loaded():
-        for t in _in_schedule(scheduler, scheduler.timesteps[: max(1, round(steps * strength))]):
+        for t in _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)]):
             noise = base.predict_noise(latents, t, base.empty)
             latents = scheduler.step(noise, t, latents).prev_sample
     return latents
+
+
+def _steps_run(steps: int, strength: float) -> int:
+    return max(1, round(steps * strength))
 
 
 def _in_schedule(scheduler, timesteps: torch.Tensor) -> torch.Tensor:

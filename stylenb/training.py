@@ -104,7 +104,7 @@ class Settings(LoopSettings):
     warmup: int = 10
     rank: int = 16
     alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
-    timesteps: int = 500  # the L2 is taken below this one; redrawing a photo starts no higher
+    timesteps: int = 500  # the L2 is taken below this one, where the marks are decided
     lpips_weight: float = 0.04
     style_weight: float = 0.3
     picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
