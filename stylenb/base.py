@@ -555,8 +555,9 @@ def _load_folder(name: str, folder: Path, device, dtype) -> Base:
     _check_kind(folder)
 
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers.utils import logging as of_diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
     def part(cls, name):
         return cls.from_pretrained(
@@ -567,8 +568,10 @@ def _load_folder(name: str, folder: Path, device, dtype) -> Base:
             torch_dtype=dtype,
         ).to(device)
 
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it takes longer to read than the weights to load
+    # Bars that take longer to read than the weights to load.
+    shown = [log for log in (of_diffusers, of_transformers) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
     try:
         vae = part(AutoencoderKL, "vae")
         unet = part(UNet2DConditionModel, "unet")
@@ -584,8 +587,8 @@ def _load_folder(name: str, folder: Path, device, dtype) -> Base:
             "the whole model folder again, or choose another device if memory ran out."
         ) from error
     finally:
-        if bar:
-            logging.enable_progress_bar()
+        for log in shown:
+            log.enable_progress_bar()
     return Base(name, folder, vae, unet, scheduler, tokenizer, text_encoder, device, dtype)
 
 

@@ -44,6 +44,7 @@ from .scores import (
     edge_agreement,
     interval,
     judge,
+    lpips_distance,
     mean_and_error,
     pareto,
     pixel_distance,
@@ -388,19 +389,25 @@ def bench_styles(
         results = redraw(base, scenes)
         remove_lora(base, style)
         shares = [np.mean([g == style for g in judge(p)]) for p in (results, plain)]
-        errors = [with_error(truth_distance(p, truth)) for p in (results, scenes, plain)]
         rows.append(
-            [style, f"{history.seconds:.0f}", *(f"{share:.0%}" for share in shares), *errors]
+            [
+                style,
+                f"{history.seconds:.0f}",
+                *(f"{share:.0%}" for share in shares),
+                *(with_error(truth_distance(p, truth)) for p in (results, scenes, plain)),
+                *(with_error(lpips_distance(p, truth)) for p in (results, scenes, plain)),
+            ]
         )
         print(row(*rows[-1]), flush=True)
     heads = ["style", "seconds", "judged right", "without LoRA", "to the truth", "photo", "plain"]
+    heads += ["LPIPS to the truth", "photo", "plain"]
     return [
         f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}; {count} scenes "
         f"redrawn at strength {base.default_strength:g}, {base.default_steps} steps of "
         f"{base.default_solver}. Distances to "
         "the true rendering: of the LoRA's picture, of the *photo* as it was, and of *plain* "
-        "image-to-image without LoRA; ± is the standard error. The judge, through which they are "
-        "taken, was in no training loss.",
+        "image-to-image without LoRA; ± is the standard error. The judge, through which the first "
+        "three are taken, was in no training loss; the network behind LPIPS was.",
         "",
         *table(heads, rows),
     ]

@@ -25,6 +25,10 @@ from .base import DATA, SD15_TEXT_WIDTH, Base
 from .errors import StylenbError
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of self-attention and cross-attention alike
+LAYERS = {  # which layers get a LoRA
+    "attention": TARGETS,
+    "transformer": (*TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+}
 GROUPS = {  # of layers, and what stands in their names
     "self": "attn1",
     "cross": "attn2",
@@ -34,15 +38,27 @@ GROUPS = {  # of layers, and what stands in their names
 }
 
 
-def add_lora(base: Base, name: str, rank: int = 8, alpha: float = 1.0, seed: int = 0) -> list:
-    """Add an untrained adapter to the UNet's attention, make it the active one, and return its
-    parameters (float32, the only ones that require a gradient).
+def add_lora(
+    base: Base,
+    name: str,
+    rank: int = 8,
+    alpha: float = 1.0,
+    seed: int = 0,
+    layers: str = "attention",
+) -> list:
+    """Add an untrained adapter to the UNet, make it the active one, and return its parameters
+    (float32, the only ones that require a gradient).
+
+    layers: "attention", the paper's choice, or "transformer", every matrix of the transformer
+    blocks: attention, feed-forward layers, and the projections into the block and out of it.
 
     B starts at zero, so the UNet's output is the same as before. Raises StylenbError for a rank
-    below 1, a name that is taken or cannot be used, and while a LoRA is merged.
+    below 1, unknown layers, a name that is taken or cannot be used, and while a LoRA is merged.
     """
     if not isinstance(rank, int) or rank < 1:
         raise StylenbError(f"The rank of a LoRA is a whole number from 1 up, not {rank!r}.")
+    if layers not in LAYERS:
+        raise StylenbError(f"The layers of a LoRA are {' or '.join(LAYERS)}, not {layers!r}.")
     if name in adapters(base):
         raise StylenbError(f"There is a LoRA named {name!r} already: remove_lora(base, {name!r}).")
     if not _is_usable(base, name):
@@ -51,7 +67,7 @@ def add_lora(base: Base, name: str, rank: int = 8, alpha: float = 1.0, seed: int
             f"call it {_usable_name(base, str(name))!r}, for example."
         )
     _refuse_merged(base)
-    config = LoraConfig(r=rank, lora_alpha=alpha * rank, target_modules=list(TARGETS))
+    config = LoraConfig(r=rank, lora_alpha=alpha * rank, target_modules=list(LAYERS[layers]))
     with _quietly():
         torch.manual_seed(seed)
         base.unet.add_adapter(config, adapter_name=name)
@@ -110,6 +126,24 @@ def set_scale(
             for one in scales:
                 layer.set_scale(one, scales[one] * factor)
     base.unet.requires_grad_(False)  # peft takes an active adapter for one to be trained
+
+
+def set_alpha(base: Base, name: str, alpha: float) -> None:
+    """Give the LoRA `name` another alpha in W' = W + alpha A B, which is saved with it; A and B
+    stay. A scale of set_scale multiplies on top, and is 1 again afterwards.
+
+    Raises StylenbError for a name that is not loaded, an alpha that is not finite, and while a LoRA
+    is merged.
+    """
+    if name not in adapters(base):
+        raise StylenbError(f"No LoRA named {name!r} is loaded: load_lora(base, ...) does that.")
+    alpha = _finite(f"the LoRA {name!r}", alpha)
+    _refuse_merged(base)
+    config = base.unet.peft_config[name]
+    config.lora_alpha, config.alpha_pattern = alpha * config.r, {}
+    for _, layer in _own_layers(base, name):
+        layer.lora_alpha[name] = alpha * layer.r[name]
+        layer.scaling[name] = alpha
 
 
 def _finite(whose: str, *factors) -> float:

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .base import Base, autocast
 from .errors import StylenbError
 from .inference import denoise
-from .lora import add_lora, remove_lora, save_lora
+from .lora import add_lora, remove_lora, save_lora, set_alpha
 from .losses import PictureLosses, estimate_x0, noise_loss, snr
 from .photos import to_pictures, to_tensor
 
@@ -98,18 +98,20 @@ class Settings(LoopSettings):
     are found before there are marks to place.
     """
 
-    steps: int = 240
-    batch_size: int = 16
+    steps: int = 280
+    batch_size: int = 8
     learning_rate: float = 3e-3
     warmup: int = 10
-    rank: int = 16
+    rank: int = 8
+    layers: str = "transformer"  # that get a LoRA, or "attention": see add_lora
     alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
-    timesteps: int = 500  # the L2 is taken below this one, where the marks are decided
+    final_alpha: float = 1.3  # of the finished LoRA: turned up, the style prevails over the photo
+    timesteps: int = 800  # the L2 is taken below this one, where stylising begins
     lpips_weight: float = 0.04
     style_weight: float = 0.3
     picture_batch: int = 2  # content pictures in a batch, for LPIPS and style loss
     picture_every: int = 1  # they are taken at every k-th update
-    picture_from: float = 0.5  # and after this share of the steps, when the marks are learned
+    picture_from: float = 0.6  # and after this share of the steps, when the marks are learned
     picture_timesteps: int = 400  # and below this timestep, weighted by min(1, SNR)
     features: str = "pocket"  # or "squeeze", "alex", "vgg": what LPIPS and style loss look through
 
@@ -123,6 +125,8 @@ class Settings(LoopSettings):
             "accumulate": 4,
             "learning_rate": 1e-4,
             "warmup": 40,
+            "layers": "attention",
+            "final_alpha": 1.0,
             "timesteps": 1000,
             "picture_batch": 1,
             "picture_every": 4,
@@ -239,7 +243,7 @@ def train_style(
     if settings.looks_at_pictures:
         content_images, content_latents = encode(base, content_pictures, settings.flip)
         looks = PictureLosses(style_images, settings.features, base.device)
-    add_lora(base, name, settings.rank, settings.alpha, settings.seed)
+    add_lora(base, name, settings.rank, settings.alpha, settings.seed, settings.layers)
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
         random = generator_at(settings.seed, batch)
@@ -284,14 +288,22 @@ def train_style(
         "content pictures": digest(content_pictures),
     }
     weights = {"lpips": settings.lpips_weight, "style": settings.style_weight}
+
+    def draw(photos: Sequence) -> list:
+        set_alpha(base, name, settings.final_alpha)
+        pictures = redraw(base, photos)
+        set_alpha(base, name, settings.alpha)
+        return pictures
+
     try:
-        history = fit(base, losses_of, settings, weights, about=about, **how)
+        history = fit(base, losses_of, settings, weights, about=about, **{"draw": draw, **how})
     except NotFinite:
         raise  # the last good weights are in the LoRA
     except StylenbError:
         remove_lora(base, name)
         raise
     base.unet.requires_grad_(False)
+    set_alpha(base, name, settings.final_alpha)
     if how.get("folder"):
         about |= {"settings": asdict(settings), "seconds": round(history.seconds)}
         save_lora(base, Path(how["folder"]) / f"{name}.safetensors", name, about)

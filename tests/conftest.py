@@ -1,6 +1,10 @@
 """Shared by the tests: a tiny random model in the layout of SD v1.5, and the real pocket model."""
 
 import json
+import os
+
+# Two tests at a time, so one thread for each; before torch counts the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -9,6 +13,11 @@ from PIL import Image
 
 import stylenb
 import stylenb.base
+
+
+def pytest_collection_modifyitems(items):
+    """The lessons first: they take minutes each, and whatever is left fills the other core."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 
 @pytest.fixture(autouse=True)

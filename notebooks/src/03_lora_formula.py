@@ -41,6 +41,7 @@ base
 
 # %%
 import copy
+import re
 import time
 
 import torch
@@ -85,8 +86,8 @@ print("its weight, as torch stores it", tuple(layers[name].weight.shape), "(out,
 
 # %%
 def matrix(name):
-    """W of one projection of the base, (in, out), as the formula has it."""
-    return layers[name].weight.T.float().cpu()
+    """W of one layer of the base, (in, out), as the formula has it."""
+    return layers[name].weight.flatten(1).T.float().cpu()
 
 
 W = matrix(name)
@@ -535,7 +536,6 @@ from safetensors import safe_open
 from stylenb.lora import find_lora, load_lora, set_scale
 
 plain = with_own_unet(base)  # a copy without LoRA, for what we do by hand
-plain_layers = projections(plain.unet)
 
 style, other = "ink", "cross_stitch"  # on "sd15": paths of two LoRA files of one rank for it
 
@@ -547,17 +547,20 @@ print(f"... and {len(keys) - 2} more")
 
 # %% [markdown]
 # Pairs of A and B, nothing else, in peft's shapes. We load two styles and turn the pairs into those
-# of our formula.
+# of our formula. Not only the projections of the attention may have one: a transformer block also
+# has **feed-forward** matrices (`ff`), and one each that leads into the block and out of it
+# (`proj_in`, `proj_out`; a 1 × 1 convolution is a matrix that is used at every place). Lesson 04
+# says when these are worth it. See which this style has:
 
 
 # %%
 def pairs(name):
-    """The LoRA ``name`` in the base: projection -> (A, B, alpha) as the formula has them."""
+    """The LoRA ``name`` in the base: layer -> (A, B, alpha) as the formula has them."""
     found = {}
     for where, module in base.unet.named_modules():
         if name in getattr(module, "lora_A", {}):
-            A = module.lora_A[name].weight.T.float().cpu()
-            B = module.lora_B[name].weight.T.float().cpu()
+            A = module.lora_A[name].weight.flatten(1).T.float().cpu()
+            B = module.lora_B[name].weight.flatten(1).T.float().cpu()
             found[where] = A, B, module.lora_alpha[name] / module.r[name]
     return found
 
@@ -565,22 +568,26 @@ def pairs(name):
 first, second = load_lora(base, style), load_lora(base, other)
 set_scale(base, None)  # both are there, neither is heard
 trained, trained_too = pairs(first), pairs(second)
+layers = {where: base.unet.get_submodule(where).base_layer for where in trained}
+plain_layers = {where: plain.unet.get_submodule(where) for where in trained}
 
 A, _, alpha = trained[name]
 rank = A.shape[1]
+counted = lora_parameters([matrix(where).T.shape for where in trained], rank)
 size = find_lora(style).stat().st_size
-print(f"{first}: rank {rank}, alpha {alpha}, {len(trained)} projections")
-print(f"counted {lora_parameters(shapes, rank):,} parameters, the file has {size:,} bytes")
+print(f"{first}: rank {rank}, alpha {alpha}, {len(trained)} layers, of which ", end="")
+print(f"{sum('.attn' in where for where in trained)} are projections of the attention")
+print(f"counted {counted:,} parameters, the file has {size:,} bytes")
 
 # %% [markdown]
 # How much has training changed? The size of a matrix is the root of the sum of its squares. We
-# print the size of the update as a share of that of $W$. **Predict:** which of the eight kinds of
-# projection has moved most?
+# print the size of the update as a share of that of $W$. **Predict:** which kind of layer has moved
+# most?
 
 # %%
 relative = {}
 for where, (A, B, alpha) in trained.items():
-    kind = where.split("transformer_blocks.0.")[1]
+    kind = re.sub(r".*attentions\.\d+\.(transformer_blocks\.\d+\.)?", "", where)
     relative.setdefault(kind, []).append(float((alpha * A @ B).norm() / matrix(where).norm()))
 for kind, sizes in sorted(relative.items()):
     print(f"{kind:15s} update / W: {sum(sizes) / len(sizes):6.1%} on average")
@@ -672,7 +679,7 @@ figure = show.figure(
     6.5,
     3,
     f"{first}: energy of the first k singular values",
-    alt=f"Share of energy against k, up to {rank}. The updates of all projections climb to 100 % "
+    alt=f"Share of energy against k, up to {rank}. The updates of all layers climb to 100 % "
     f"at k = {rank}; their mean has {float(energies.mean(0)[1]):.0%} at k = 1. The curves of W "
     "itself and of random numbers stay below.",
 )
@@ -709,8 +716,9 @@ def redraw(one_base, strength=base.default_strength):
 
 
 def write(where, W_new):
-    """Put a matrix (in, out) into a projection of the plain copy."""
-    plain_layers[where].weight.copy_(W_new.T)
+    """Put a matrix (in, out) into a layer of the plain copy."""
+    weight = plain_layers[where].weight
+    weight.copy_(W_new.T.reshape(weight.shape))
 
 
 def redraw_with_rank(k):
@@ -838,7 +846,7 @@ kept = {where: layer.weight.clone() for where, layer in layers.items()}
 
 
 def intact():
-    """How many projections are what they were, bit for bit."""
+    """How many layers are what they were, bit for bit."""
     return sum(torch.equal(layer.weight, kept[where]) for where, layer in layers.items())
 
 
@@ -854,13 +862,13 @@ unmerge_lora(base)
 again = base.predict_noise(noisy, 500)
 print(f"merged by stylenb and detour differ by up to {float((merged - detour).abs().max()):.1e}")
 print(f"before merging and after unmerging, by up to {float((again - without).abs().max()):.1e}")
-print(f"bit for bit the same: {intact()} of {len(kept)} projections")
+print(f"bit for bit the same: {intact()} of {len(kept)} layers")
 restore()
 print(f"and with the copies written back: {intact()} of {len(kept)}")
 
 # %% [markdown]
-# What does merging buy? The detour adds few multiplications to the projections and none to the
-# rest. **Predict:** will it add as little to the time?
+# What does merging buy? The detour adds few multiplications to these layers and none to the rest.
+# **Predict:** will it add as little to the time?
 
 
 # %%
@@ -884,13 +892,13 @@ restore()
 more = sum(A.numel() + B.numel() for A, B, _ in trained.values())
 share = more / sum(layer.weight.numel() for layer in layers.values())
 print(f"no LoRA {off:.1f} ms   detour {on:.1f} ms   merged {together:.1f} ms")
-print(f"the detour: {share:.0%} more multiplications in the projections, ", end="")
+print(f"the detour: {share:.0%} more multiplications in these layers, ", end="")
 print(f"{on / off - 1:.0%} more time in all")
 
 # %% [markdown]
 # **What it means.** Merged, the model is as quick as without a LoRA, because it is the same model
 # with other numbers. The multiplications of the detour are few beside all that the UNet does, but
-# every projection starts several small operations more, and starting them takes time too. The
+# every one of these layers starts several small operations more, and starting them takes time too. The
 # smaller the layers, the more that counts. In exchange, a merged LoRA cannot be turned up or down,
 # and a saved merged model is a whole model: gigabytes for SD v1.5, instead of megabytes.
 
@@ -950,8 +958,8 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# **What it means.** Near 0 the effect grows in proportion to the scale. Far out, the layers between
-# the projections bend the line, and beyond 1 the model is where training has never been. How far a
+# **What it means.** Near 0 the effect grows in proportion to the scale. Far out, what lies between
+# these layers bends the line, and beyond 1 the model is where training has never been. How far a
 # style stays good differs from one to the next; look at yours. A negative scale is not the opposite
 # of a style. It moves the weights the other way, and what pictures that makes, nobody has trained.
 #

@@ -128,9 +128,8 @@ print("the batch       ", tuple(latents.shape), f"{batch} in the style, {extra} 
 #
 # ### Step 2: add noise by the schedule
 # Each picture gets a timestep of its own, and as much noise as belongs there (lesson 02). The
-# styled ones are spread over the lower half of the schedule, where the marks of a style are
-# decided; higher up only the large shapes are left, and those are to be the photo's. The content
-# stays lower still; section 2 says why.
+# styled ones are spread over as much of the schedule as stylising goes through (`timesteps`); what
+# lies above it would be learned in vain. The content stays lower; section 2 says why.
 
 # %%
 top = defaults.timesteps
@@ -165,9 +164,14 @@ show.sheet(
 # ### Step 3: the UNet predicts the noise
 # With a fresh LoRA in it, whose B is zero. Nothing else in the base can change: everything is
 # frozen but A and B (lesson 03).
+#
+# Which layers get one? Lesson 03 took the projections of the attention, as the paper did. Attention
+# is one part of a **transformer block**; the other is a **feed-forward** part of two large
+# matrices, and a matrix each leads into the block and out of it. A small model has little
+# attention, so here all of these get their A and B. `layers` says which.
 
 # %%
-parameters = add_lora(base, "first", rank=8)
+parameters = add_lora(base, "first", defaults.rank, layers=defaults.layers)
 prediction = base.predict_noise(noisy, t)  # no prompt: ""
 
 trainable = sum(p.numel() for p in parameters)
@@ -175,6 +179,7 @@ everything = sum(p.numel() for p in base.unet.parameters())
 print("noisy     ", tuple(noisy.shape))
 print("prediction", tuple(prediction.shape))
 print(f"{trainable:,} of {everything:,} numbers can be trained: {trainable / everything:.1%}")
+print(f"layers: {defaults.layers}, {len(parameters) // 2} pairs of A and B")
 
 # %% [markdown]
 # ## 2. Step 4: L2 + LPIPS + style loss
@@ -888,7 +893,9 @@ for step in range(4):
 # %%
 def train(settings, name="mine"):
     """Train a LoRA; return the terms of the loss at every step."""
-    parameters = add_lora(base, name, settings.rank, settings.alpha, settings.seed)
+    parameters = add_lora(
+        base, name, settings.rank, settings.alpha, settings.seed, settings.layers
+    )
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     rows = []
     for step in range(settings.steps):
@@ -978,6 +985,7 @@ show.sheet(
 # - on GPUs without bfloat16 the loss is scaled up, or small gradients would be rounded to 0,
 # - a loss that is no longer a number stops the run,
 # - **checkpoints** are written: files with the state of the run, to go on from (section 11),
+# - at the end α is turned up, from `alpha` to `final_alpha` (section 6 tries out how far),
 # - now and then some photos are redrawn, so that you can watch.
 #
 # All that decides a run is in its `Settings`:
@@ -1224,13 +1232,43 @@ set_scale(base, None)
 drawn_by = {"untouched": subjects, "base alone": redraw(base, subjects)}
 set_scale(base, style)  # the file, loaded at the end of section 5
 drawn_by["section 5's run"] = redraw(base, subjects)
-remove_lora(base, style)
 drawn_by["the truth"] = truths
 print_scores(drawn_by)
 
 # %% [markdown]
 # The first two rows are what has to be beaten, the last is what can be reached at best.
 #
+# ### How loud?
+# In training, α was 1. L2 has shown the UNet pictures that were in the style already; a noised
+# photo is something in between, and a LoRA that has learned to be right *on average* is cautious
+# there. So the finished LoRA gets a larger α, `final_alpha`, and goes further in the direction that
+# it has learned. (Guidance, in lesson 02, does the same to a prompt.) How far is far enough?
+
+# %%
+alphas = sorted({0.7, 1.0, defaults.final_alpha, 2.0})
+louder = {}
+for alpha in alphas:
+    set_scale(base, style, alpha / defaults.final_alpha)  # multiplies the alpha in the file
+    louder[f"alpha {alpha:g}"] = redraw(base, subjects)
+remove_lora(base, style)
+print_scores({"untouched": subjects} | louder)
+show.sheet(
+    [drawn[row] for row in (0, -2, -1) for drawn in louder.values()],
+    list(louder),
+    columns=len(louder),
+    width=0.9,
+    title=f"The LoRA of section 5 at several alphas; it was saved with {defaults.final_alpha:g}",
+    alt="A scene, a cat and a cup of coffee, redrawn with the same LoRA at rising alpha: more and "
+    "more of the style.",
+)
+
+# %% [markdown]
+# **What it means.** Too low, and the photo wins; too high, and the pictures leave what the UNet
+# knows. Where is the best balance here, by the judge, by the distance to the truth, and to your
+# eyes? One value has to do for all styles, and another style may want another one. That is what
+# `scale` is for when you stylise: it multiplies α.
+#
+# ### One term at a time
 # **Predict:** L2 alone has only ever seen pictures in the style. At the base's default strength the
 # start is still in part the photo: its colours show through the noise. What will it get right: the
 # marks, the colours, both?

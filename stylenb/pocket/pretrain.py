@@ -599,7 +599,8 @@ def train_loras(args) -> None:
     from stylenb.training import Settings, train_style
 
     base = load("pocket", device=args.device)
-    settings = Settings(**({"steps": args.steps} if args.steps else {}), batch_size=args.batch_size)
+    changes = {"steps": args.steps} if args.steps else {}
+    settings = Settings.for_base(base, batch_size=args.batch_size, **changes)
     for style in args.styles or HELD_OUT:
         pictures = style_pictures(style)
         folder = DATA / "styles" / style
@@ -631,7 +632,7 @@ STAGES = {  # stage: (function, batch size, default minutes on two CPU cores)
     "text-unet": (train_text_unet, 24, 60),
     "perceptual": (train_perceptual, 32, 15),
     "judge": (train_judge, 32, 6),
-    "loras": (train_loras, 16, 15),
+    "loras": (train_loras, 8, 15),
 }
 
 
