@@ -842,7 +842,8 @@ for one, other in (("full", "LoRA"), ("full", "attention")):
 # Likely questions:
 #
 # - *Why not train LoRA and DreamBooth with their best losses?* The question here is what is
-#   trained, so all else is held equal. Lesson 04's LoRA has LPIPS and style loss; section 8 brings it in.
+#   trained, so all else is held equal. Lesson 04's LoRA has LPIPS and style loss; section 8
+#   brings it in.
 # - *Is a LoRA trained this way still DreamBooth?* Many say "DreamBooth LoRA". DreamBooth is about
 #   token and prior set, LoRA about what is trained; they combine.
 # - *Why is the file of the full UNet half as large as its float32 weights?* It is saved in float16.
@@ -1060,8 +1061,8 @@ print("\n" + ", ".join(f"{verdict}: {n}" for verdict, n in tally.most_common()))
 # To stylise with DreamBooth, denoise with the prompt: `base.with_prompt(prompt)` is the base with
 # this prompt in the place of `""`. Beside it the LoRA of section 5, trained alike and used with the
 # same prompt, and the LoRA that comes with the course. That one was trained by lesson 04's
-# pipeline, LPIPS and style loss included, and for longer; it is no fair comparison, but it is the one that
-# matters in the end.
+# pipeline, LPIPS and style loss included, and for longer; it is no fair comparison, but it is the
+# one that matters in the end.
 
 # %%
 from stylenb import load_lora, set_scale, stylize
