@@ -432,6 +432,107 @@ def _accumulated_inputs(generator):
     return torch.rand(count, generator=generator) + 0.5, sizes
 
 
+# --- 05 DreamBooth and LoRA
+
+
+def preserved_loss(prediction, noise, weight: float) -> torch.Tensor:
+    """L2 of the noise of a batch (2n,4,h,w): of its first half, the instance pictures, plus
+    ``weight`` times that of its second, the prior set."""
+    error = (prediction - noise) ** 2
+    half = len(error) // 2
+    return error[:half].mean() + weight * error[half:].mean()
+
+
+def _halves_inputs(generator):
+    half, height = _sizes(generator, 2, 6, 1)[0], _sizes(generator, 3, 9, 1)[0]
+    prediction, noise = torch.randn(2, 2 * half, 4, height, height, generator=generator)
+    far = torch.rand(2 * half, 1, 1, 1, generator=generator) + 0.2
+    return noise + far * (prediction - noise), noise, _alpha(generator)
+
+
+def min_snr_halves(errors, ratio, gamma: float, weight: float) -> torch.Tensor:
+    """The same with min-SNR weighting: errors (2n,) of the pictures and their SNRs (2n,)."""
+    weighted = errors * ratio.clamp(max=gamma) / ratio
+    half = len(errors) // 2
+    return weighted[:half].mean() + weight * weighted[half:].mean()
+
+
+def _min_snr_inputs(generator):
+    half = _sizes(generator, 3, 7, 1)[0]
+    gamma = 3 + 3 * float(torch.rand(1, generator=generator))
+    low = gamma * (0.1 + 0.7 * torch.rand(2, half, generator=generator))  # these keep their weight
+    ratio = torch.where(torch.arange(half) % 2 == 0, low, 10 * low + 2 * gamma)
+    return (
+        torch.rand(2 * half, generator=generator) + 0.2,
+        ratio.flatten(),
+        gamma,
+        _alpha(generator),
+    )
+
+
+def _min_snr(weights: Callable) -> Callable:
+    """``min_snr_halves`` with the weights (2n,) that ``weights`` makes of SNRs and gamma."""
+
+    def wrong(errors, ratio, gamma, weight):
+        weighted, half = errors * weights(ratio, gamma), len(errors) // 2
+        return weighted[:half].mean() + weight * weighted[half:].mean()
+
+    return wrong
+
+
+def times_seen(steps: int, accumulate: int, batch_size: int, count: int) -> float:
+    """How often each of ``count`` prior pictures is seen when ``batch_size`` of them are in every
+    batch, and ``accumulate`` batches in every step."""
+    return steps * accumulate * batch_size / count
+
+
+def _seen_inputs(generator):
+    steps, accumulate = _sizes(generator, 101, 400, 1)[0], _sizes(generator, 2, 5, 1)[0]
+    return steps, accumulate, _sizes(generator, 2, 6, 1)[0], _sizes(generator, 17, 90, 1)[0]
+
+
+def drift_of(before, after, noise) -> torch.Tensor:
+    """How far a model has moved on N pictures, (N,), from what it predicted before and after a
+    training and the noise that was added, (N,T,4,h,w): mean squared change over mean squared error
+    before."""
+    change, error = (
+        (one - two).pow(2).flatten(1).mean(1) for one, two in ((after, before), (before, noise))
+    )
+    return change / error
+
+
+def _drift_inputs(generator):
+    count, timesteps, side = _sizes(generator, 2, 6, 3)
+    noise, one, two = torch.randn(3, count, timesteps, 4, side, side, generator=generator)
+    before = noise + one * (0.2 + torch.rand(1, timesteps, 1, 1, 1, generator=generator))
+    return before, before + 0.5 * two, noise
+
+
+def _drift(function: Callable) -> Callable:
+    """A wrong drift, (N,), from the means over all but the first dimension."""
+
+    def square(one, two):
+        return (one - two).pow(2).flatten(1).mean(1)
+
+    return lambda b, a, n: function(square(a, b), square(b, n), square(a, n))
+
+
+def training_bytes(trained: int, frozen: int, frozen_bytes: int, state_bytes: int) -> int:
+    """Bytes that training holds besides activations: 4 for each trained weight, 4 for its gradient,
+    ``state_bytes`` for the optimiser, and ``frozen_bytes`` for each frozen weight."""
+    return trained * (4 + 4 + state_bytes) + frozen * frozen_bytes
+
+
+def _bytes_inputs(generator):
+    trained, frozen = _sizes(generator, 100, 1000, 2)
+    first, second = torch.rand(2, generator=generator).round().int().tolist()
+    return trained, frozen, (2, 4)[first], (2, 8)[second]
+
+
+def _bytes_of_both(generator):
+    return [(*_sizes(generator, 100, 1000, 2), frozen, 8) for frozen in (2, 4)]
+
+
 # --- A1 how the pocket model was made
 
 
@@ -1041,6 +1142,171 @@ EXERCISES = {
                 (losses * sizes).sum() / sizes.sum()
             ): "That is the loss of the whole batch. Give what each part contributes to it, so "
             "that one part can be backpropagated and dropped before the next.",
+        },
+    ),
+    "preserved_loss": Exercise(
+        preserved_loss,
+        _halves_inputs,
+        {
+            lambda p, n, w: (
+                (p - n) ** 2
+            ).mean(): "That is one mean over the whole batch: each half has a mean of its "
+            "own, and the second one is weighted.",
+            lambda p, n, w: preserved_loss(
+                p, n, 1.0
+            ): "The weight is missing: it multiplies the mean of the second half.",
+            lambda p, n, w: preserved_loss(
+                p.roll(len(p) // 2, 0), n.roll(len(n) // 2, 0), w
+            ): "Swapped: the instance pictures come first, and the weight belongs to the second "
+            "half.",
+            lambda p, n, w: (
+                w * preserved_loss(p, n, 1.0)
+            ): "The weight belongs to the prior half alone, not to both.",
+            lambda p, n, w: (
+                preserved_loss(p, n, w) / 2
+            ): "Add the two means, and do not halve the sum: without a prior set the loss should "
+            "be the L2 as it was.",
+            lambda p, n, w: (
+                ((p - n) ** 2)[::2].mean() + w * ((p - n) ** 2)[1::2].mean()
+            ): "That takes every other picture. The halves lie one behind the other: [:n] and "
+            "[n:].",
+            lambda p, n, w: (
+                ((p - n) ** 2)[:, :2].mean() + w * ((p - n) ** 2)[:, 2:].mean()
+            ): "That halves the channels: the batch is the first dimension.",
+            lambda p, n, w: (
+                (p - n).abs()[: len(p) // 2].mean() + w * (p - n).abs()[len(p) // 2 :].mean()
+            ): "L2 is the squared error: square the difference.",
+            lambda p, n, w: (
+                preserved_loss(p, n, w) * (p.numel() // 2)
+            ): "Those are sums: take the mean of each half.",
+            lambda p, n, w: (
+                ((p - n) ** 2)[: len(p) // 2].mean() + (w * (p - n)[len(p) // 2 :]).pow(2).mean()
+            ): "The weight has been squared: multiply after squaring.",
+        },
+    ),
+    "min_snr_halves": Exercise(
+        min_snr_halves,
+        _min_snr_inputs,
+        {
+            _min_snr(
+                lambda r, g: torch.ones_like(r)
+            ): "That is without min-SNR: multiply each error by min(SNR, gamma) / SNR first.",
+            _min_snr(
+                lambda r, g: (r.clamp(max=g) / r)[: len(r) // 2].repeat(2)
+            ): "The second half has got the weights of the first. Every picture has a timestep of "
+            "its own, so weigh before the batch is taken apart.",
+            _min_snr(
+                lambda r, g: (r.clamp(max=g) / r)[len(r) // 2 :].repeat(2)
+            ): "The first half has got the weights of the second. Every picture has a timestep of "
+            "its own, so weigh before the batch is taken apart.",
+            _min_snr(
+                lambda r, g: (r.clamp(max=g) / r).roll(len(r) // 2)
+            ): "Each half has got the weights of the other one.",
+            _min_snr(
+                lambda r, g: r.clamp(max=g)
+            ): "The division by the SNR is missing: that weight is for an error of the picture, "
+            "and this is one of the noise.",
+            _min_snr(
+                lambda r, g: r.clamp(min=g) / r
+            ): "That is the larger of the two: min(SNR, gamma) is clamp(max=gamma).",
+            _min_snr(lambda r, g: r.clamp(max=1) / r): "The limit is gamma, not 1.",
+            _min_snr(
+                lambda r, g: r / r.clamp(max=g)
+            ): "Upside down: the SNR stands below, min(SNR, gamma) above.",
+            lambda e, r, g, w: min_snr_halves(
+                e, r, g, 1.0
+            ): "The weight of the prior is missing: it multiplies the mean of the second half.",
+            lambda e, r, g, w: (
+                (e * r.clamp(max=g) / r)[: len(e) // 2].mean() + w * e[len(e) // 2 :].mean()
+            ): "The prior half is weighted by min-SNR as well.",
+            lambda e, r, g, w: (
+                e[: len(e) // 2].mean() + w * (e * r.clamp(max=g) / r)[len(e) // 2 :].mean()
+            ): "The instance half is weighted by min-SNR as well.",
+            lambda e, r, g, w: (e * r.clamp(max=g) / r).mean(): "That is one mean over the whole "
+            "batch: each half has a mean of its own, and the second one is weighted.",
+        },
+    ),
+    "times_seen": Exercise(
+        times_seen,
+        _seen_inputs,
+        {
+            lambda s, a, b, n: s * b / n: "A step takes several batches: multiply by accumulate.",
+            lambda s, a, b, n: (
+                2 * s * a * b / n
+            ): "batch_size counts one half of the batch already: do not double it.",
+            lambda s, a, b, n: s * a / n: "Every batch holds batch_size of them: multiply by it.",
+            lambda s, a, b, n: s * a * b: "Those are all showings: divide by the pictures.",
+            lambda s, a, b, n: n / (s * a * b): "Upside down: divide the showings by the pictures.",
+            lambda s, a, b, n: s * a * b // n: "Right idea, but an epoch may end early: divide by "
+            "/, which does not round.",
+            lambda s, a, b, n: s * b / (a * n): "More batches in a step show more pictures: "
+            "multiply by accumulate.",
+            lambda s, a, b, n: s * a / b / n: "More pictures in a batch show more of them: "
+            "multiply by batch_size.",
+        },
+    ),
+    "drift_of": Exercise(
+        drift_of,
+        _drift_inputs,
+        {
+            _drift(lambda change, was, now: change): "That is how far it has moved. Divide by how "
+            "wrong it was before, or nobody can say whether that is much.",
+            _drift(
+                lambda change, was, now: now / was
+            ): "That compares the errors. A model may have moved far and be as wrong as before: "
+            "take the change from before to after.",
+            _drift(
+                lambda change, was, now: (now - was) / was
+            ): "That is how much worse it has become. A model may have moved far and be as wrong "
+            "as before: take the change from before to after.",
+            _drift(
+                lambda change, was, now: change / now
+            ): "Divide by the error *before* the training, which is the same for all methods.",
+            _drift(lambda change, was, now: was / change): "Upside down: the change comes first.",
+            _drift(
+                lambda change, was, now: (change / was) ** 0.5
+            ): "No root: squares over squares, as a loss is.",
+            lambda b, a, n: (
+                ((a - b) ** 2).mean() / ((b - n) ** 2).mean()
+            ): "One number for each picture: take the means over all dimensions but the first.",
+            lambda b, a, n: (
+                (a - b).pow(2).flatten(1).mean(1) / n.pow(2).flatten(1).mean(1)
+            ): "Divide by the mean squared *error* of the first prediction, before - noise.",
+            lambda b, a, n: (
+                (a - b).pow(2).flatten(2).mean(2) / (b - n).pow(2).flatten(2).mean(2)
+            ).mean(1): "Average over the timesteps first, then divide: else a timestep with hardly "
+            "an error would decide.",
+            lambda b, a, n: (
+                (a - b).abs().flatten(1).mean(1) / (b - n).abs().flatten(1).mean(1)
+            ): "Mean *squares*: square the differences.",
+        },
+    ),
+    "training_bytes": Exercise(
+        training_bytes,
+        _bytes_inputs,
+        {
+            lambda t, f, b, s: (
+                t * (4 + s) + f * b
+            ): "Only one of weights and gradients is there: each trained number needs 4 bytes for "
+            "itself and 4 for its gradient.",
+            lambda t, f, b, s: t * 8 + f * b: "The optimiser's memory is missing.",
+            lambda t, f, b, s: t * (8 + s): "Frozen weights have to lie in memory as well.",
+            lambda t, f, b, s: (
+                t * (8 + s) + f * (b + 4)
+            ): "Frozen weights get no gradient that is kept.",
+            lambda t, f, b, s: (t + f) * (8 + s): "Only what is trained needs gradients and the "
+            "optimiser's memory.",
+            lambda t, f, b, s: (
+                t * (8 + s) + f * (b + s)
+            ): "The optimiser knows nothing of frozen weights.",
+            lambda t, f, b, s: t * (8 + 2 * s) + f * b: "state_bytes holds both of AdamW's "
+            "averages already: do not double it.",
+            lambda t, f, b, s: t * (8 + 4 * s) + f * b: "state_bytes is in bytes already.",
+            lambda t, f, b, s: t * (b + 4 + s) + f * b: "Trained weights are float32 whatever the "
+            "frozen ones are: 4 bytes each.",
+            lambda t, f, b, s: (
+                t * (8 + s) + (f - t) * b
+            ): "frozen counts the frozen ones alone: nothing is to be taken off.",
         },
     ),
     "add_noise_at": Exercise(
