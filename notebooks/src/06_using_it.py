@@ -331,8 +331,8 @@ show.sheet(
     columns=4,
     width=1.1,
     title="Four seeds",
-    alt="Above, four pictures from random noise, each a little different; below, four from inverted "
-    "noise, which are all the same.",
+    alt="Above, four pictures from random noise, each a little different; below, four from "
+    "inverted noise, which are all the same.",
 )
 
 # %%
@@ -506,7 +506,7 @@ for guidance in (1.0, base.default_guidance):
         by_pipe(guidance=guidance)
     counted = unet_predictions(10, 1.0, False, guidance > 1)
     print(
-        f"diffusers at guidance {guidance:g}: {sum(sizes):3d} predictions, exercise 1 says {counted}"
+        f"diffusers, guidance {guidance:<3g} {sum(sizes):2d} predictions, exercise 1 says {counted}"
     )
 
 # %%
@@ -536,8 +536,8 @@ print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs(
 # ## 5. Steps against quality against time
 #
 # More steps follow the same path in smaller strides, so the picture settles on something. How many
-# strides does it take? We compare each picture with the one after many steps of the same solver,
-# in decibels (lesson 01; 30 dB is hard to tell apart), and take the time as a share of that at the
+# strides does it take? We compare each picture with the one after many steps of the same solver, in
+# decibels (lesson 01; 30 dB is hard to tell apart), and take the time as a share of that at the
 # base's usual setting.
 #
 # **Predict:** what takes twice the steps, takes it twice the time?
@@ -589,13 +589,10 @@ figure
 
 # %%
 for solver in solvers:
-    enough = [r for r in rows if r[0] == solver and r[4] >= 30]
-    if enough:
-        print(f"{solver:10s} 30 dB from {enough[0][1]} steps on, {enough[0][2]} predictions")
-    else:
-        print(
-            f"{solver:10s} 30 dB with none of these; the nearest is {max(r[4] for r in rows if r[0] == solver):.1f}"
-        )
+    mine = [row for row in rows if row[0] == solver]
+    _, n, calls, _, near, _ = next((r for r in mine if r[4] >= 30), mine[-1])
+    reached = "is reached" if near >= 30 else "is not reached"
+    print(f"{solver:10s} 30 dB {reached} with {n} steps, {calls} predictions: {near:.1f} dB")
 
 # %% [markdown]
 # **What it means.** Time goes with the predictions, on top of a part that is always there: encode,
@@ -616,7 +613,8 @@ show.sheet(
     columns=4,
     width=1.1,
     title="Few steps and many",
-    alt="A landscape in the style after few steps and after more, above by inversion, below by dpm.",
+    alt="A landscape in the style after few steps and after more, above by inversion, below by "
+    "dpm.",
 )
 
 # %% [markdown]
@@ -664,9 +662,9 @@ for label, pictures in drawn.items():
     print(f"{label:11s} {scores.psnr(pictures, drawn['all']):5.1f} dB from the picture with all")
 
 # %% [markdown]
-# **What it means.** The nearer to the picture with all, the more of the style comes from that group.
-# Compare with the shares above: a share of the *weights* is not a share of the *effect*. Use it
-# like this: where a style breaks the layout, turn down the group that sees the picture smallest;
+# **What it means.** The nearer to the picture with all, the more of the style comes from that
+# group. Compare with the shares above: a share of the *weights* is not a share of the *effect*. Use
+# it like this: where a style breaks the layout, turn down the group that sees the picture smallest;
 # where only its marks are too loud, the one that draws them. What helps is found by trying.
 #
 # ### Exercise 2: the scale of a layer
@@ -713,8 +711,8 @@ print(f"{some}: over {len(off_by)} layers, off from the library by up to {max(of
 # %% [markdown]
 # ## 7. Two styles at once
 #
-# Updates add (lesson 03), so a style may be a dict of several, each with a weight:
-# `stylize(photo, {"one": 0.6, "two": 0.5})`. Is the sum exact? By hand, for every layer:
+# Updates add (lesson 03), so a style may be a dict of several, each with a weight: `stylize(photo,
+# {"one": 0.6, "two": 0.5})`. Is the sum exact? By hand, for every layer:
 
 # %%
 second = load_lora(base, other)
@@ -788,8 +786,8 @@ def mix_weights(loudness, shares):
 mix_weights = checks.check("mix_weights", mix_weights)
 
 # %% [markdown]
-# <details><summary>Hint 1</summary>Write it down for one style: weight × its loudness = share × mean
-# loudness.</details>
+# <details><summary>Hint 1</summary>Write it down for one style: weight × its loudness = share ×
+# mean loudness.</details>
 # <details><summary>Hint 2</summary>Solve for the weight.</details>
 # <details><summary>Hint 3</summary><code>loudness.mean()</code> is the mean; everything else works
 # number by number.</details>
@@ -889,15 +887,13 @@ batch_sizes = checks.check("batch_sizes", batch_sizes)
 from stylenb.inference import BATCH_PIXELS
 
 for memory in (4, 8, 16):
-    plan = batch_sizes(100, memory, 2.5, 0.9)
-    print(
-        f"{memory:2d} GB, if 2.5 are the base's and a picture takes 0.9: {plan[:3].tolist()} ..., {len(plan)} batches"
-    )
+    plan = batch_sizes(100, memory, 2.5, 0.9).tolist()
+    print(f"{memory:2d} GB: {len(plan)} batches, {plan[0]}, {plan[1]}, ..., {plan[-1]}")
 print(f"\nstylize's own rule: {max(1, BATCH_PIXELS // size**2)} pictures of {size} px at once")
 
 # %% [markdown]
-# (The figures in gigabytes are an example. `stylize` goes by pixels instead: as many as make up one
-# picture of 512 × 512. `batch_size` sets it.)
+# (The gigabytes are an example: 2.5 for the base, 0.9 for each picture. `stylize` goes by pixels
+# instead: as many as make up one picture of 512 × 512. `batch_size` sets it.)
 #
 # Now a folder as they are in life. We make one: five pictures, two of which share a name, and four
 # things that are none.
@@ -1001,10 +997,10 @@ say(stylize_folder(strength=0.5 * base.default_strength, overwrite=True).table(m
 # %% [markdown]
 # ## 9. Keeping the colours
 #
-# Some styles bring their own palette, and sometimes one wants only the marks. A simple way (Gatys et
-# al. 2016, https://arxiv.org/abs/1606.05897): take **lightness** from the picture and **colour** from
-# the photo, at every place. CIE Lab holds them apart: *L* is lightness, *a* runs from green to red,
-# *b* from blue to yellow.
+# Some styles bring their own palette, and sometimes one wants only the marks. A simple way (Gatys
+# et al. 2016, https://arxiv.org/abs/1606.05897): take **lightness** from the picture and **colour**
+# from the photo, at every place. CIE Lab holds them apart: *L* is lightness, *a* runs from green to
+# red, *b* from blue to yellow.
 #
 # ### Exercise 5: L from one, a and b from the other
 
@@ -1053,8 +1049,8 @@ show.sheet(
     columns=5,
     width=1.2,
     title="With the style's colours, and with the photo's",
-    alt="The photo; then for each of two styles the picture, and the same with the lightness of the "
-    "picture and the colours of the photo.",
+    alt="The photo; then for each of two styles the picture, and the same with the lightness of "
+    "the picture and the colours of the photo.",
 )
 
 # %% [markdown]
@@ -1134,8 +1130,8 @@ print("the same numbers: ", all(torch.equal(named[key], kohya[key]) for key in n
 print(f"and {len(alphas)} alphas, all of them {kohya[min(alphas)].item():g}, at rank {rank}")
 
 # %% [markdown]
-# Is $W'$ the same? kohya's formula is $W' = W + \frac{\alpha}{r} \, up \cdot down$. We read the file
-# without any library, and compare with the course's $W + 0.5 \, A B$.
+# Is $W'$ the same? kohya's formula is $W' = W + \frac{\alpha}{r} \, up \cdot down$. We read the
+# file without any library, and compare with the course's $W + 0.5 \, A B$.
 
 # %%
 most = 0.0
@@ -1212,10 +1208,10 @@ print(
 # ### In ComfyUI and A1111
 # Take `mine.kohya.safetensors`, give it a name that you will know again, and put it here:
 #
-# | program | folder | then |
-# | --- | --- | --- |
-# | ComfyUI | `models/loras` | a *Load LoRA* node between checkpoint and sampler; its `strength_model` is our scale |
-# | A1111 (stable-diffusion-webui) | `models/Lora` | `<lora:name:1>` in the prompt; the number is our scale |
+# | program | folder | what switches it on | our scale is |
+# | --- | --- | --- | --- |
+# | ComfyUI | `models/loras` | a *Load LoRA* node before the sampler | its `strength_model` |
+# | A1111 | `models/Lora` | `<lora:name:1>` in the prompt | the number in it |
 #
 # In both: image-to-image, no prompt, CFG 1, and *denoising strength* is our strength for `"ddim"`.
 #
