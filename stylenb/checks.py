@@ -81,6 +81,8 @@ def _shape(value) -> tuple | str:
 
 
 def _largest_difference(result, right) -> str:
+    if isinstance(right, str):
+        return f"for one input it gives {result!r}, expected {right!r}."
     a, b = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in (result, right))
     where = (a - b).abs().argmax()
     return f"for one input it gives {a[where].item():.4g}, expected {b[where].item():.4g}."
@@ -88,6 +90,8 @@ def _largest_difference(result, right) -> str:
 
 def _same(results: list, expected: list) -> bool:
     for result, right in zip(results, expected, strict=True):
+        if isinstance(right, str) and result == right:
+            continue
         if _shape(result) != _shape(right) or isinstance(_shape(right), str):
             return False
         a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (result, right))
@@ -531,6 +535,128 @@ def _bytes_inputs(generator):
 
 def _bytes_of_both(generator):
     return [(*_sizes(generator, 100, 1000, 2), frozen, 8) for frozen in (2, 4)]
+# --- 06 using it
+
+
+def unet_predictions(steps: int, strength: float, inverted: bool, guided: bool) -> int:
+    """How many predictions of the noise one picture costs: on the way down two for each step with
+    guidance and one without, and one for each on the way up, if that is by inversion."""
+    run = steps_run(steps, strength)
+    return run * (2 if guided else 1) + (run if inverted else 0)
+
+
+def _predictions_inputs(generator):
+    steps, strength = _steps_inputs(generator)
+    inverted, guided = (bool(n) for n in _sizes(generator, 0, 2, 2))
+    return steps, strength, inverted, guided
+
+
+def _predictions_of_all_kinds(generator):
+    kinds = [(inverted, guided) for inverted in (False, True) for guided in (False, True)]
+    return [(*_steps_inputs(generator), *kind) for kind in kinds]
+
+
+def layer_scale(layer: str, groups: dict, scales: dict) -> float:
+    """What a layer's LoRA is multiplied by: the product of the ``scales`` of all groups that it is
+    in. ``groups`` has for each group the part of a layer's name that stands for it."""
+    parts = layer.split(".")
+    return math.prod(scale for group, scale in scales.items() if groups[group] in parts)
+
+
+def _layer_inputs(generator, scaled=4):
+    groups = {"self": "attn1", "cross": "attn2", "down": "down", "mid": "mid", "up": "up"}
+    attention, where = _sizes(generator, 1, 3, 1)[0], _sizes(generator, 0, 3, 1)[0]
+    block, projection = ("down.0", "mid", "up.1")[where], ("to_q", "to_k")[attention - 1]
+    layer = f"{block}.upper.attentions.0.attn{attention}.{projection}"  # no "up", for all that
+    chosen = [list(groups)[i] for i in torch.randperm(5, generator=generator)[:scaled].tolist()]
+    return layer, groups, {group: 0.3 + 0.9 * _alpha(generator) for group in chosen}
+
+
+def _layers_in_two_groups_and_in_none(generator):
+    return [_layer_inputs(generator, scaled) for scaled in (5, 5, 5, 0)]
+
+
+def _layer_scale_by(combine: Callable, inside: Callable = None) -> Callable:
+    """``layer_scale`` with the scales of the groups that a layer is in put together otherwise."""
+    inside = inside or (lambda part, layer: part in layer.split("."))
+    return lambda layer, groups, scales: combine(
+        [s for group, s in scales.items() if inside(groups[group], layer)]
+    )
+
+
+def mix_weights(loudness: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Weights (N,) at which styles of this loudness have these shares, which add up to 1, of their
+    mean loudness: weight times loudness is share times mean."""
+    return shares * loudness.mean() / loudness
+
+
+def _loudness_inputs(generator):
+    (count,) = _sizes(generator, 2, 5, 1)
+    shares = torch.rand(count, generator=generator) + 0.3
+    return torch.rand(count, generator=generator) * 3 + 0.3, shares / shares.sum()
+
+
+def in_colours_of(photo: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    """Both CIE Lab, (H,W,3): the lightness of the picture and the two colours of the photo."""
+    return torch.cat([picture[..., :1], photo[..., 1:]], dim=-1)
+
+
+def _lab_inputs(generator):
+    (size,) = _sizes(generator, 4, 9, 1)
+    a, b = torch.rand(2, size, size, 3, generator=generator) * 2 - 1
+    return 100 * a.abs(), 100 * b.abs()
+
+
+def batch_sizes(count: int, limit: float, fixed: float, each: float) -> torch.Tensor:
+    """The sizes of the batches in which ``count`` pictures are drawn: as many at once as fit, where
+    n of them need ``fixed + n * each`` of at most ``limit``, and the last what is left."""
+    most = int((limit - fixed) / each)
+    return torch.tensor([min(most, count - first) for first in range(0, count, most)])
+
+
+def _batches_inputs(generator):
+    most, whole, fixed = (
+        _sizes(generator, low, high, 1)[0] for low, high in ((4, 9), (2, 5), (2, 6))
+    )
+    rest = _sizes(generator, 1, most, 1)[0]
+    each = 0.5 + _alpha(generator)
+    return whole * most + rest, fixed + (most + 0.6) * each, float(fixed), each
+
+
+def _batches_without_a_rest(generator):
+    count, limit, fixed, each = _batches_inputs(generator)
+    return [(count // 2 * 2, fixed + 2.5 * each, fixed, each)]
+
+
+def _batches_of(most: Callable) -> Callable:
+    """``batch_sizes`` with as many at once as ``most(limit, fixed, each)`` says."""
+
+    def sizes(count, limit, fixed, each):
+        n = max(1, int(most(limit, fixed, each)))
+        return torch.tensor([min(n, count - first) for first in range(0, count, n)])
+
+    return sizes
+
+
+def kohya_key(key: str) -> str:
+    """The name that kohya's scripts give to a matrix of a LoRA which diffusers calls ``key``."""
+    layer, _, part = key.removeprefix("unet.").rpartition(".lora_")
+    half = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[part]
+    return f"lora_unet_{layer.replace('.', '_')}.{half}"
+
+
+def _key_inputs(generator):
+    side, block, at, which, half = _sizes(generator, 0, 2, 5)
+    where = (f"down_blocks.{block}", f"up_blocks.{block + 1}")[side]
+    layer = f"{where}.attentions.{at}.transformer_blocks.0.attn{which + 1}.to_out.0"
+    return (f"unet.{layer}.lora_{'AB'[half]}.weight",)
+
+
+def _both_halves(generator):
+    (key,) = _key_inputs(generator)
+    return [
+        (key.replace("lora_A", f"lora_{half}").replace("lora_B", f"lora_{half}"),) for half in "AB"
+    ]
 
 
 # --- A1 how the pocket model was made
@@ -1308,6 +1434,177 @@ EXERCISES = {
                 t * (8 + s) + (f - t) * b
             ): "frozen counts the frozen ones alone: nothing is to be taken off.",
         },
+    "unet_predictions": Exercise(
+        unet_predictions,
+        _predictions_inputs,
+        {
+            lambda n, s, i, g: (
+                steps_run(n, s) * (2 if i else 1)
+            ): "Guidance is missing: with it, each step down needs two predictions.",
+            lambda n, s, i, g: (
+                steps_run(n, s) * (2 if g else 1)
+            ): "The way up is missing: by inversion it costs as many steps as the way down.",
+            lambda n, s, i, g: (
+                steps_run(n, s) * (2 if i else 1) * (2 if g else 1)
+            ): "The way up is never guided: only the predictions on the way down are doubled.",
+            lambda n, s, i, g: (
+                n * (2 if g else 1) + (n if i else 0)
+            ): "That is for strength 1: below it, fewer steps are run.",
+            lambda n, s, i, g: (
+                steps_run(n, s) * (1 if g else 2) + (steps_run(n, s) if i else 0)
+            ): "The wrong way round: guidance is what costs two.",
+            lambda n, s, i, g: (
+                int(n * s) * (2 if g else 1) + (int(n * s) if i else 0)
+            ): "Close: int() always rounds down; take the nearest whole number of steps.",
+            lambda n, s, i, g: steps_run(n, s): "Those are the steps: some need two predictions.",
+        },
+        also=_predictions_of_all_kinds,
+    ),
+    "layer_scale": Exercise(
+        layer_scale,
+        _layer_inputs,
+        {
+            _layer_scale_by(sum): "A layer in two groups is multiplied by both: not their sum.",
+            _layer_scale_by(
+                lambda found: sum(found) if found else 1.0
+            ): "A layer in two groups is multiplied by both: not their sum.",
+            _layer_scale_by(
+                lambda found: sum(found) / len(found) if found else 1.0
+            ): "That is the mean: multiply by both.",
+            _layer_scale_by(
+                lambda found: found[0] if found else 1.0
+            ): "A layer may be in two groups, such as self and up: do not stop at the first.",
+            _layer_scale_by(
+                lambda found: found[-1] if found else 1.0
+            ): "A layer may be in two groups: the last must not replace the first.",
+            _layer_scale_by(
+                lambda found: math.prod(found) if found else 0.0
+            ): "A layer in no group keeps all of its LoRA, so the factor is 1, not 0.",
+            _layer_scale_by(
+                math.prod, lambda part, layer: part in layer
+            ): "'up' in 'upper' is true as well: split the name at its dots and compare the parts.",
+            lambda layer, groups, scales: math.prod(
+                scales.values()
+            ): "That takes the scales of all groups: only those count that the layer is in.",
+        },
+        also=_layers_in_two_groups_and_in_none,
+    ),
+    "mix_weights": Exercise(
+        mix_weights,
+        _loudness_inputs,
+        {
+            lambda loudness, shares: shares: "At these weights the loud style still has more than "
+            "its share: the louder it is, the less weight it needs.",
+            lambda loudness, shares: (
+                shares / loudness
+            ): "The proportions are right. Together they should be as loud as the styles are on "
+            "average: multiply by the mean loudness.",
+            lambda loudness, shares: (
+                shares * loudness / loudness.mean()
+            ): "Upside down: a loud style needs a small weight.",
+            lambda loudness, shares: (
+                shares / loudness / (shares / loudness).sum()
+            ): "The shares add up to 1, the weights need not: multiply by the mean loudness.",
+            lambda loudness, shares: (
+                shares * loudness.max() / loudness
+            ): "That makes the mix as loud as the loudest: take the mean.",
+            lambda loudness, shares: (
+                shares * loudness.sum() / loudness
+            ): "That makes the mix as loud as all of them together: take the mean.",
+            lambda loudness, shares: (
+                loudness.mean() / loudness
+            ): "Now all are equally loud: multiply by the shares.",
+            lambda loudness, shares: (
+                shares * loudness[0] / loudness
+            ): "As loud as the first? Take the mean of all.",
+        },
+    ),
+    "in_colours_of": Exercise(
+        in_colours_of,
+        _lab_inputs,
+        {
+            lambda photo, picture: torch.cat(
+                [photo[..., :1], picture[..., 1:]], dim=-1
+            ): "The wrong way round: that is the photo in the colours of the style.",
+            lambda photo, picture: torch.cat(
+                [picture[:1], photo[1:]], dim=0
+            ): "That swaps rows of the picture: L, a and b lie in the last dimension, [..., 0].",
+            lambda photo, picture: torch.cat(
+                [picture[..., :2], photo[..., 2:]], dim=-1
+            ): "a is a colour too: take one number from the picture and two from the photo.",
+            lambda photo, picture: torch.cat(
+                [photo[..., :2], picture[..., 2:]], dim=-1
+            ): "L comes first: [..., :1] from the picture, [..., 1:] from the photo.",
+            lambda photo, picture: (
+                (photo + picture) / 2
+            ): "That blends all three: lightness from one, colours from the other.",
+            lambda photo, picture: torch.cat(
+                [picture[..., :1], photo[..., 1:].mean((0, 1)).expand_as(photo[..., 1:])], dim=-1
+            ): "That is one colour for the whole picture: take the photo's at every place.",
+        },
+    ),
+    "batch_sizes": Exercise(
+        batch_sizes,
+        _batches_inputs,
+        {
+            _batches_of(
+                lambda limit, fixed, each: limit / each
+            ): "The base itself is in memory too: take `fixed` off the limit first.",
+            _batches_of(
+                lambda limit, fixed, each: math.ceil((limit - fixed) / each)
+            ): "One too many: a part of a picture that fits is no picture. Round down.",
+            _batches_of(
+                lambda limit, fixed, each: round((limit - fixed) / each)
+            ): "Rounded up, the batch is beyond the limit: round down.",
+            _batches_of(lambda limit, fixed, each: 1): "That is safe, and the slowest: fill the "
+            "limit.",
+            _batches_of(
+                lambda limit, fixed, each: limit / (fixed + each)
+            ): "`fixed` is needed once, whatever the batch, not once for each picture.",
+            lambda count, limit, fixed, each: torch.tensor(
+                [int((limit - fixed) / each)] * (count // int((limit - fixed) / each))
+            ): "The last pictures are left out where they fill no whole batch.",
+            lambda count, limit, fixed, each: torch.tensor(
+                [int((limit - fixed) / each)] * math.ceil(count / int((limit - fixed) / each))
+            ): "Those are more pictures than there are: the last batch may be smaller.",
+            lambda count, limit, fixed, each: batch_sizes(count, limit, fixed, each).flip(
+                0
+            ): "The smaller batch comes last.",
+        },
+        also=_batches_without_a_rest,
+    ),
+    "kohya_key": Exercise(
+        kohya_key,
+        _key_inputs,
+        {
+            lambda key: kohya_key(
+                key.replace("lora_A", "lora_C")
+                .replace("lora_B", "lora_A")
+                .replace("lora_C", "lora_B")
+            ): "A goes down to the rank, B up again.",
+            lambda key: kohya_key(key).replace(".", "_"): "The last two dots stay: '.lora_down"
+            ".weight'.",
+            lambda key: kohya_key(key).removeprefix("lora_unet_"): "It begins with 'lora_unet_'.",
+            lambda key: kohya_key(key).replace(
+                "lora_unet_", "lora_unet_unet_"
+            ): "'unet.' gives way to 'lora_unet_': take it off first.",
+            lambda key: kohya_key(key).replace(
+                "lora_unet_", "lora_"
+            ): "It begins with 'lora_unet_', so that nobody takes it for the text encoder's.",
+            lambda key: (
+                key.replace("unet.", "lora_unet_")
+                .replace("lora_A", "lora_down")
+                .replace("lora_B", "lora_up")
+            ): "The dots in the layer's name become '_'.",
+            lambda key: (
+                "lora_unet_"
+                + key.removeprefix("unet.").rpartition(".lora_")[0].replace(".", "_")
+                + ".lora_"
+                + key.rpartition(".lora_")[2]
+            ): "kohya says lora_down for A, lora_up for B.",
+            lambda key: kohya_key(key).removesuffix(".weight"): "'.weight' stays at the end.",
+        },
+        also=_both_halves,
     ),
     "add_noise_at": Exercise(
         add_noise_at,

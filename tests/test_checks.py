@@ -52,6 +52,17 @@ def test_other_wrong_answers_say_what_differs(capsys):
         assert said in capsys.readouterr().out
 
 
+def test_an_answer_may_be_text(capsys):
+    reference = EXERCISES["kohya_key"].reference
+    for answer, said in (
+        (lambda key: "lora_unet_x", "gives 'lora_unet_x', expected 'lora_unet_"),
+        (lambda key: 1.0, "expected str"),
+        (lambda key: None, "return missing"),
+    ):
+        assert check("kohya_key", answer) is reference
+        assert said in capsys.readouterr().out
+
+
 def test_what_is_said_is_of_an_input_that_differs(capsys):
     reference = EXERCISES["convert_alpha"].reference
 
