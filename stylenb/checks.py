@@ -1294,6 +1294,7 @@ EXERCISES = {
                 int(d.masked_fill(k < m, -math.inf).argmax()) if (k >= m).any() else int(k.argmax())
             ): "Distance: less is better.",
         },
+        also=_asks_too_much,
     ),
     "add_noise_at": Exercise(
         add_noise_at,
