@@ -31,8 +31,8 @@
 # Short of time? Sections 2, 4 and 6 are the core. Section 9 can be read at home.
 #
 # **Before you start**, let everybody write down one number: how many of the six pictures of
-# section 1 they would call a success. Come back to it in section 8. People rarely agree, and that is
-# the best reason for scores there is.
+# section 1 they would call a success. Come back to it in section 8. People rarely agree, and that
+# is the best reason for scores there is.
 
 # %%
 import stylenb
