@@ -657,6 +657,103 @@ def _both_halves(generator):
     return [
         (key.replace("lora_A", f"lora_{half}").replace("lora_B", f"lora_{half}"),) for half in "AB"
     ]
+# --- 07 does it work?
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Pearson's correlation of two maps (H,W): 1 if one is the other times a positive number plus
+    a number, 0 if they have nothing to do with each other."""
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def _maps_inputs(generator):
+    height, width = _sizes(generator, 5, 12, 2)
+    a = torch.rand(height, width, generator=generator) + 0.5
+    return a, 0.6 * a + 0.3 * torch.rand(height, width, generator=generator) + 1
+
+
+def standard_error(values: torch.Tensor) -> torch.Tensor:
+    """By about how much the mean of values (N,) would move with other scenes."""
+    return values.std() / len(values) ** 0.5
+
+
+def _values_inputs(generator):
+    (count,) = _sizes(generator, 3, 9, 1)
+    return (2 + 3 * torch.rand(count, generator=generator),)
+
+
+def paired_interval(a: torch.Tensor, b: torch.Tensor, reach: float) -> torch.Tensor:
+    """Both ends (2,) of the interval of the mean difference a - b of the same N scenes; it goes
+    ``reach`` standard errors to each side."""
+    difference = a - b
+    error = standard_error(difference)
+    return torch.stack([difference.mean() - reach * error, difference.mean() + reach * error])
+
+
+def _paired_inputs(generator):
+    (count,) = _sizes(generator, 4, 10, 1)
+    a = 1 + 2 * torch.rand(count, generator=generator)
+    b = a - 0.5 + 0.4 * torch.rand(count, generator=generator)
+    return a, b, 2 + float(torch.rand(1, generator=generator))
+
+
+def _around(mean, half) -> torch.Tensor:
+    return torch.stack([mean - half, mean + half])
+
+
+def unbeaten(points: torch.Tensor) -> torch.Tensor:
+    """Which of the points (N,K), smaller being better, no other one beats: (N,) of True and False.
+    One beats another if it is nowhere worse and somewhere better."""
+    one, other = points[:, None], points[None]
+    beaten = (other <= one).all(2) & (other < one).any(2)
+    return ~beaten.any(1)
+
+
+def _points_inputs(generator):
+    """Whole numbers, so that there are ties in one coordinate, and two points that are equal."""
+    (count,) = _sizes(generator, 6, 12, 1)
+    points = torch.randint(1, 7, (count, 2), generator=generator).float()
+    return (torch.cat([points, points[points.sum(1).argmin()][None]]),)
+
+
+def at_content(kept_a, kept_b, score_a, score_b, content) -> torch.Tensor:
+    """Scores (N,) where a mean of ``content`` is kept, between two settings a and b of a knob that
+    keep ``kept_a`` and ``kept_b``, on a straight line."""
+    share = (content - kept_a) / (kept_b - kept_a)
+    return (1 - share) * score_a + share * score_b
+
+
+def _between_inputs(generator):
+    (count,) = _sizes(generator, 3, 8, 1)
+    low, gap, share = torch.rand(3, generator=generator).tolist()
+    kept_a, kept_b = 0.9 - 0.1 * low, 0.4 - 0.2 * gap
+    content = kept_a + (0.15 + 0.25 * share) * (kept_b - kept_a)
+    a, b = torch.rand(2, count, generator=generator)
+    return kept_a, kept_b, 1 + a, b, content
+
+
+def to_ship(kept: torch.Tensor, distance: torch.Tensor, least: float) -> int:
+    """Which of N settings to ship: of those that keep at least ``least``, the one nearest to the
+    truth; if there is none, the one that keeps most."""
+    enough = kept >= least
+    if not enough.any():
+        return int(kept.argmax())
+    return int(distance.masked_fill(~enough, math.inf).argmin())
+
+
+def _settings_inputs(generator):
+    """Distances fall as less is kept, and the first of the settings keeps least."""
+    (count,) = _sizes(generator, 7, 12, 1)
+    kept = 0.3 + 0.5 * torch.rand(count, generator=generator)
+    kept[0] = 0.2
+    distance = kept + 0.2 * torch.rand(count, generator=generator)
+    return kept, distance, float(kept.sort().values[count // 2]) - 0.01
+
+
+def _asks_too_much(generator):
+    kept, distance, _ = _settings_inputs(generator)
+    return [(kept, distance, 0.95)]
 
 
 # --- A1 how the pocket model was made
@@ -1605,6 +1702,159 @@ EXERCISES = {
             lambda key: kohya_key(key).removesuffix(".weight"): "'.weight' stays at the end.",
         },
         also=_both_halves,
+    "correlation": Exercise(
+        correlation,
+        _maps_inputs,
+        {
+            lambda a, b: (
+                (a * b).sum() / (a.norm() * b.norm())
+            ): "First take the mean off each map: two maps that are only both positive are not "
+            "alike.",
+            lambda a, b: (
+                (a - a.mean()) * (b - b.mean())
+            ).mean(): "That is the covariance, which grows with contrast: divide by both lengths.",
+            lambda a, b: (
+                (a - a.mean()) * (b - b.mean())
+            ).sum(): "It grows with the picture and its contrast: divide by both lengths.",
+            lambda a, b: (
+                ((a - a.mean()) * (b - b.mean())).sum() / (a.norm() * b.norm())
+            ): "The lengths, too, are those of the maps with their means taken off.",
+            lambda a, b: correlation(a, b) ** 2: "Squared, it no longer tells alike from opposite: "
+            "leave the square out.",
+            lambda a, b: (
+                ((a - a.mean()) * (b - b.mean())).mean() / (a.var() * b.var())
+            ): "Divide by the two spreads, not by the variances, which are their squares.",
+            lambda a, b: (
+                ((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std())
+            ): "Nearly: .mean() divides by N and .std() by N - 1. Take sums and lengths (.norm()).",
+        },
+    ),
+    "standard_error": Exercise(
+        standard_error,
+        _values_inputs,
+        {
+            lambda v: v.std(): "That is how far single scenes scatter. Their mean moves less: "
+            "divide by the root of N.",
+            lambda v: v.std() / len(v): "Divide by the root of N, not by N.",
+            lambda v: v.var() / len(v): "That is its square: take the root.",
+            lambda v: v.var() / len(v) ** 0.5: "Take the standard deviation, not the variance.",
+            lambda v: (
+                v.std(unbiased=False) / len(v) ** 0.5
+            ): "The spread is taken around the mean of these same values, which makes it too "
+            "small: divide the squares by N - 1, as .std() does by itself.",
+            lambda v: v.std() / (len(v) - 1) ** 0.5: "N - 1 is in .std() already: here divide by "
+            "the root of N.",
+            lambda v: v.mean() / len(v) ** 0.5: "The spread is what counts, not the mean.",
+        },
+    ),
+    "paired_interval": Exercise(
+        paired_interval,
+        _paired_inputs,
+        {
+            lambda a, b, k: _around(
+                (a - b).mean(), k * (a.var() / len(a) + b.var() / len(b)) ** 0.5
+            ): "That is right for two sets of different scenes. Here the scenes are the same: take "
+            "the difference of each first, then the error of those.",
+            lambda a, b, k: paired_interval(b, a, k): "Turned round: asked for is a - b.",
+            lambda a, b, k: _around(
+                (a - b).mean(), k * (a - b).std()
+            ): "That is where single scenes lie. The mean is known better: divide by the root of "
+            "N.",
+            lambda a, b, k: paired_interval(
+                a, b, 1.0
+            ): "That is one standard error to each side: multiply it by reach.",
+            lambda a, b, k: _around(
+                (a - b).mean(), k * (standard_error(a) + standard_error(b))
+            ): "Errors of two means do not add up like this. Take the differences first, then "
+            "their standard error.",
+            lambda a, b, k: _around(
+                (a - b).mean(), k * (standard_error(a) - standard_error(b))
+            ): "The difference of two errors is not the error of the difference: take a - b first.",
+            lambda a, b, k: paired_interval(a, b, k).flip(0): "The lower end comes first.",
+            lambda a, b, k: _around((a - b).mean(), k): "reach counts standard errors: multiply by "
+            "that of the differences.",
+        },
+    ),
+    "unbeaten": Exercise(
+        unbeaten,
+        _points_inputs,
+        {
+            lambda p: (
+                ~(p[None] < p[:, None]).all(2).any(1)
+            ): "A point that is equal in one thing and better in the other beats as well: nowhere "
+            "worse, and better somewhere.",
+            lambda p: (
+                ~(p[None] <= p[:, None]).all(2).any(1)
+            ): "Every point is nowhere worse than itself, so all of them are out: ask for "
+            "somewhere better, too.",
+            lambda p: (
+                ~((p[None] <= p[:, None]).all(2) & ~torch.eye(len(p), dtype=torch.bool)).any(1)
+            ): "Two equal points do not beat each other: ask for somewhere better.",
+            lambda p: (
+                ~(p[None] < p[:, None]).any(2).any(1)
+            ): "Better somewhere is not enough: it must be nowhere worse as well.",
+            lambda p: ~unbeaten(p): "Turned round: True for those that nobody beats.",
+            lambda p: unbeaten(-p): "Smaller is better here.",
+            lambda p: p.sum(1) == p.sum(1).min(): "A sum says what a step in one is worth in the "
+            "other. Here nobody has said so: compare in each by itself.",
+            lambda p: (p == p.min(0).values).any(
+                1
+            ): "Those are the best in one thing; points that are good in both, and best in none, "
+            "count too.",
+        },
+    ),
+    "at_content": Exercise(
+        at_content,
+        _between_inputs,
+        {
+            lambda ka, kb, a, b, c: at_content(
+                kb, ka, a, b, c
+            ): "Swapped: where all of kept_a is kept, it should be score_a.",
+            lambda ka, kb, a, b, c: (a + b) / 2: "That is half way: how far along is content?",
+            lambda ka, kb, a, b, c: (
+                (1 - c) * a + c * b
+            ): "content is not the share: find how far it lies on the way from kept_a to kept_b.",
+            lambda ka, kb, a, b, c: (
+                c * a + (1 - c) * b
+            ): "content is not the share: find how far it lies on the way from kept_a to kept_b.",
+            lambda ka, kb, a, b, c: (
+                a + (c - ka) * (b - a)
+            ): "Nearly: divide the way that is gone by the whole way, kept_b - kept_a.",
+            lambda ka, kb, a, b, c: at_content(
+                ka, kb, a.mean(), b.mean(), c
+            ): "One number for each scene: do not take the mean yet, pairs will need them.",
+            lambda ka, kb, a, b, c: a: "That is the nearer of the two settings: go the rest of the "
+            "way along the line.",
+            lambda ka, kb, a, b, c: (
+                a + abs((c - ka) / (kb - ka)) * (a - b)
+            ): "It goes away from score_b: turn the difference round.",
+        },
+    ),
+    "to_ship": Exercise(
+        to_ship,
+        _settings_inputs,
+        {
+            lambda k, d, m: int(d.argmin()): "That one does not keep enough: leave out those below "
+            "the limit first.",
+            lambda k, d, m: int(k.argmax()): "That one keeps most. Of all that keep enough, take "
+            "the one nearest to the truth.",
+            lambda k, d, m: (
+                int(d[k >= m].argmin()) if (k >= m).any() else int(k.argmax())
+            ): "That is its place among those that keep enough: return its place among all.",
+            lambda k, d, m: int(
+                d.masked_fill(k < m, math.inf).argmin()
+            ): "Right while one of them keeps enough. If none does, all are infinite, and "
+            "argmin gives the first: take the one that keeps most then.",
+            lambda k, d, m: int((k - m).abs().argmin()): "That is the one nearest to the limit; "
+            "asked for is the one nearest to the truth that is not below it.",
+            lambda k, d, m: (
+                int(d.masked_fill(k > m, math.inf).argmin()) if (k > m).any() else int(k.argmax())
+            ): "Turned round: those that keep too little are left out, not those that keep enough.",
+            lambda k, d, m: (
+                int(d.masked_fill(k < m, -math.inf).argmax()) if (k >= m).any() else int(k.argmax())
+            ): "Distance: less is better.",
+        },
+        also=_asks_too_much,
     ),
     "add_noise_at": Exercise(
         add_noise_at,
