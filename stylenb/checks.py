@@ -535,6 +535,8 @@ def _bytes_inputs(generator):
 
 def _bytes_of_both(generator):
     return [(*_sizes(generator, 100, 1000, 2), frozen, 8) for frozen in (2, 4)]
+
+
 # --- 06 using it
 
 
@@ -657,6 +659,8 @@ def _both_halves(generator):
     return [
         (key.replace("lora_A", f"lora_{half}").replace("lora_B", f"lora_{half}"),) for half in "AB"
     ]
+
+
 # --- 07 does it work?
 
 
@@ -1531,6 +1535,7 @@ EXERCISES = {
                 t * (8 + s) + (f - t) * b
             ): "frozen counts the frozen ones alone: nothing is to be taken off.",
         },
+    ),
     "unet_predictions": Exercise(
         unet_predictions,
         _predictions_inputs,
@@ -1702,6 +1707,7 @@ EXERCISES = {
             lambda key: kohya_key(key).removesuffix(".weight"): "'.weight' stays at the end.",
         },
         also=_both_halves,
+    ),
     "correlation": Exercise(
         correlation,
         _maps_inputs,

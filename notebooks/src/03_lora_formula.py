@@ -898,9 +898,9 @@ print(f"{on / off - 1:.0%} more time in all")
 # %% [markdown]
 # **What it means.** Merged, the model is as quick as without a LoRA, because it is the same model
 # with other numbers. The multiplications of the detour are few beside all that the UNet does, but
-# every one of these layers starts several small operations more, and starting them takes time too. The
-# smaller the layers, the more that counts. In exchange, a merged LoRA cannot be turned up or down,
-# and a saved merged model is a whole model: gigabytes for SD v1.5, instead of megabytes.
+# every one of these layers starts several small operations more, and starting them takes time too.
+# The smaller the layers, the more that counts. In exchange, a merged LoRA cannot be turned up or
+# down, and a saved merged model is a whole model: gigabytes for SD v1.5, instead of megabytes.
 
 # %% [markdown]
 # ## 7. Alpha as a volume knob

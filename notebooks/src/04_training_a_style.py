@@ -893,9 +893,7 @@ for step in range(4):
 # %%
 def train(settings, name="mine"):
     """Train a LoRA; return the terms of the loss at every step."""
-    parameters = add_lora(
-        base, name, settings.rank, settings.alpha, settings.seed, settings.layers
-    )
+    parameters = add_lora(base, name, settings.rank, settings.alpha, settings.seed, settings.layers)
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     rows = []
     for step in range(settings.steps):
