@@ -537,7 +537,7 @@ from stylenb.lora import find_lora, load_lora, set_scale
 
 plain = with_own_unet(base)  # a copy without LoRA, for what we do by hand
 
-style, other = "ink", "cross_stitch"  # on "sd15": paths of two LoRA files of one rank for it
+style, other = "ink", "woodcut"  # on "sd15": paths of two LoRA files of one rank for it
 
 with safe_open(find_lora(style), "pt") as file:
     keys = list(file.keys())
