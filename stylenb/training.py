@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .base import Base, autocast
 from .errors import StylenbError
 from .inference import denoise
-from .lora import add_lora, remove_lora, save_lora, set_alpha
+from .lora import LAYERS, add_lora, remove_lora, save_lora, set_alpha
 from .losses import PictureLosses, estimate_x0, noise_loss, snr
 from .photos import to_pictures, to_tensor
 
@@ -85,6 +85,8 @@ class LoopSettings:
         for name in ("lpips_weight", "style_weight", "prior_weight", "warmup"):
             if not values.get(name, 0) >= 0:
                 raise StylenbError(f"{name} must be 0 or more, not {values[name]!r}.")
+        if values.get("layers", "attention") not in LAYERS:
+            raise StylenbError(f"layers is {' or '.join(LAYERS)}, not {values['layers']!r}.")
         if self.optimizer not in ("adamw", "adamw8bit"):
             raise StylenbError(f"optimizer is 'adamw' or 'adamw8bit', not {self.optimizer!r}.")
 

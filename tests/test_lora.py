@@ -26,6 +26,7 @@ from stylenb.lora import (
     merged_for_now,
     remove_lora,
     save_lora,
+    set_alpha,
     set_scale,
     unmerge_lora,
 )
@@ -115,6 +116,38 @@ def test_gradients_reach_the_lora_alone_and_all_of_it(base):
         assert (p.grad is not None and p.grad.abs().sum() > 0) == (name in names), name
     others = [p for part in (base.vae, base.text_encoder) for p in part.parameters()]
     assert all(p.grad is None for p in others)
+
+
+def test_layers(base):
+    """Attention alone, or every matrix of the transformer blocks."""
+    for layers, count in (("attention", 8), ("transformer", 12)):
+        add_lora(base, layers, rank=2, layers=layers)
+        found = [n for n, m in base.unet.named_modules() if layers in getattr(m, "lora_A", {})]
+        blocks = {n.split(".transformer_blocks.")[0] for n in found if ".attn1.to_q" in n}
+        assert len(found) == count * len(blocks) > 0
+        assert all(".attentions." in n for n in found)
+    with pytest.raises(StylenbError, match="layers of a LoRA are attention or transformer, not"):
+        add_lora(base, "x", layers="convolutions")
+
+
+def test_alpha_can_be_changed(base):
+    add_lora(base, "a", rank=2, alpha=1.0)
+    for name, p in base.unet.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    set_scale(base, "a", 1.5)
+    scaled = base.predict_noise(noisy, 500)
+    set_scale(base, "a")
+    assert not torch.allclose(base.predict_noise(noisy, 500), scaled, atol=1e-5)
+    set_alpha(base, "a", 1.5)
+    assert torch.allclose(base.predict_noise(noisy, 500), scaled, atol=1e-6)
+    for name, alpha, said in (("b", 1.0, "No LoRA named 'b'"), ("a", float("nan"), "number")):
+        with pytest.raises(StylenbError, match=said):
+            set_alpha(base, name, alpha)
+    merge_lora(base, "a")
+    with pytest.raises(StylenbError, match="merged"):
+        set_alpha(base, "a", 2.0)
 
 
 def test_training_works_after_everything_was_switched_off(base):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import stylenb
 from stylenb import StylenbError, training
-from stylenb.lora import TARGETS, about_lora, adapters, add_lora, load_lora, set_scale
+from stylenb.lora import LAYERS, about_lora, adapters, add_lora, load_lora, set_alpha, set_scale
 from stylenb.training import NotFinite, Settings, train_style
 
 SETTINGS = Settings(
@@ -116,15 +116,41 @@ def test_gradients_reach_the_lora_alone_and_all_of_it(base):
     parameters = {id(p) for p in base.unet.parameters()}
     train(base, replace(SETTINGS, steps=2))  # B is zero at first, and with it A's gradient
     trained = [n for n, p in base.unet.named_parameters() if id(p) not in parameters]
-    modules = [n for n, _ in base.unet.named_modules() if n.endswith(TARGETS)]
+    names = tuple(f".{layer}" for layer in LAYERS["transformer"])
+    modules = [n for n, _ in base.unet.named_modules() if n.endswith(names)]
     assert len(trained) == 2 * len(modules) > 0
     after = weights(base)
-    add_lora(base, "untrained", 4, 1.0, 0)
+    add_lora(base, "untrained", 4, 1.0, 0, "transformer")
     for name, value in after.items():
         start = base.unet.state_dict()[name.replace(".mine.", ".untrained.")]
         assert not torch.equal(start, value), name
     others = [p for part in (base.vae, base.unet) for p in part.parameters()]
     assert all(p.grad is None or not p.grad.any() for p in others)
+
+
+def test_alpha_is_turned_up_when_the_training_is_over(base, tmp_path):
+    """The weights are those of a training at alpha; the LoRA, its file and what is drawn on the way
+    have final_alpha."""
+    photos = [Image.new("RGB", (64, 64), (90, 150, 30))]
+    seen = {}
+    for final in (1.0, 2.5):
+        settings = replace(PLAIN, steps=4, learning_rate=0.1, final_alpha=final)
+        history = train(
+            base, settings, folder=tmp_path / f"{final}", validation=photos, validate_every=4
+        )
+        drawn = training.redraw(base, photos)
+        assert np.array_equal(history.pictures[4][0], drawn[0])
+        seen[final] = weights(base), base.predict_noise(NOISY, 500)
+        set_alpha(base, "mine", 2.5)
+        seen["loud"] = base.predict_noise(NOISY, 500)
+        stylenb.remove_lora(base, "mine")
+    assert same(seen[1.0][0], seen[2.5][0])
+    assert not torch.allclose(seen[1.0][1], seen[2.5][1], atol=1e-4)
+    assert torch.equal(seen["loud"], seen[2.5][1])
+    name = load_lora(base, tmp_path / "2.5" / "mine.safetensors")
+    set_scale(base, name)
+    assert torch.allclose(base.predict_noise(NOISY, 500), seen["loud"], atol=1e-2)
+    assert base.unet.peft_config[name].lora_alpha == 2.5 * PLAIN.rank
 
 
 def test_training_lowers_the_loss(base):
@@ -509,6 +535,10 @@ BAD = {
     "few pictures": (lambda base: train(base, pictures=stripes(3)), "at least 4 pictures"),
     "no content": (lambda base: train(base, content=[]), "content_pictures is empty"),
     "rank": (lambda base: Settings(rank=0), "rank is a whole number from 1 up, not 0"),
+    "layers": (
+        lambda base: Settings(layers="resnets"),
+        "layers is attention or transformer, not 'resnets'",
+    ),
     "steps": (lambda base: Settings(steps=2.5), "steps is a whole number"),
     "rate": (lambda base: Settings(learning_rate=0), "learning_rate must be above 0"),
     "weight": (lambda base: Settings(style_weight=-1), "style_weight must be 0 or more"),

@@ -110,7 +110,7 @@ print("latents", tuple(latents.shape))
 
 # %% [markdown]
 # ### Step 2: load the style's LoRA
-# The file holds an A and a B for each layer of the UNet's attention (lesson 03). Loading puts them
+# The file holds an A and a B for each layer that it changes (lesson 03). Loading puts them
 # beside the weights, switched off; `set_scale` switches them on.
 
 # %%
