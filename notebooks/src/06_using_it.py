@@ -42,6 +42,7 @@ base = stylenb.load("pocket")  # or "sd15"
 base
 
 # %%
+import shutil
 import statistics
 import subprocess
 import sys
@@ -59,7 +60,15 @@ from safetensors.torch import load_file, save_file
 
 from stylenb import StylenbError, checks, sample_photo, scores, show, to_pictures, to_tensor
 from stylenb.base import SOLVER_STEPS
-from stylenb.lora import GROUPS, find_lora, load_lora, merged_for_now, remove_lora, set_scale
+from stylenb.lora import (
+    GROUPS,
+    find_lora,
+    load_lora,
+    merged_for_now,
+    remove_lora,
+    set_alpha,
+    set_scale,
+)
 from stylenb.losses import estimate_x0
 from stylenb.pocket.scenes import draw_scene
 from stylenb.training import budget
@@ -720,14 +729,14 @@ weights = {name: 0.7, second: 0.4}
 
 expected = {}
 for key, layer in layers.items():
-    expected[key] = layer.get_base_layer().weight.float().clone()
+    expected[key] = layer.get_base_layer().weight.float().flatten(1)  # a 1 × 1 convolution's, too
     for one, weight in weights.items():
-        A, B = layer.lora_A[one].weight.float(), layer.lora_B[one].weight.float()
-        expected[key] += weight * layer.lora_alpha[one] / layer.r[one] * (B @ A)
+        A, B = (half[one].weight.float().flatten(1) for half in (layer.lora_A, layer.lora_B))
+        expected[key] = expected[key] + weight * layer.lora_alpha[one] / layer.r[one] * (B @ A)
 
 with merged_for_now(base, weights):  # inside, W is W'
     differences = [
-        float((layer.get_base_layer().weight.float() - expected[key]).abs().max())
+        float((layer.get_base_layer().weight.float().flatten(1) - expected[key]).abs().max())
         for key, layer in layers.items()
     ]
 largest = max(float(w.abs().max()) for w in expected.values())
@@ -1064,15 +1073,12 @@ show.sheet(
 # A style is worth more if other programs can open it. There are two layouts: that of **diffusers**,
 # and that of **kohya's** scripts, which ComfyUI and A1111 read. `export_lora` writes both.
 #
-# To make it interesting, our file gets an α that is not 1: the style's A and B, at half the volume.
+# To make it interesting, our file gets an α of its own: the style's A and B at a low volume, 0.5.
 
 # %%
 rank = layers[where].r[name]
-stylenb.add_lora(base, "mine", rank=rank, alpha=0.5)
-for layer in lora_layers("mine").values():
-    for part in (layer.lora_A, layer.lora_B):
-        part["mine"].weight.copy_(part[name].weight)
-mine = lora_layers("mine")
+stylenb.load_lora(base, shutil.copy(find_lora(style), work / "mine.safetensors"))
+set_alpha(base, "mine", 0.5)
 
 for_diffusers, for_kohya = stylenb.export_lora(base, "mine", work / "export")
 remove_lora(base, "mine")
@@ -1136,11 +1142,13 @@ print(f"and {len(alphas)} alphas, all of them {kohya[min(alphas)].item():g}, at 
 # %%
 most = 0.0
 for key, layer in layers.items():
-    W = layer.get_base_layer().weight.float().cpu()
     stem = kohya_key(f"unet.{key}.lora_A.weight").split(".")[0]
-    down, up = kohya[f"{stem}.lora_down.weight"].float(), kohya[f"{stem}.lora_up.weight"].float()
+    down, up = (kohya[f"{stem}.lora_{half}.weight"] for half in ("down", "up"))
+    ours = (layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name])
+    W, A, B, down, up = (  # a 1 × 1 convolution's matrix has two sides of 1 more
+        x.flatten(1).float().cpu() for x in (*(one.weight for one in ours), down, up)
+    )
     by_kohya = W + kohya[f"{stem}.alpha"] / len(down) * up @ down
-    A, B = layer.lora_A[name].weight.float().cpu(), layer.lora_B[name].weight.float().cpu()
     most = max(most, float((by_kohya - (W + 0.5 * (B @ A))).abs().max()))
 print(f"W' in {len(layers)} layers: off by up to {most:.0e}")
 
@@ -1160,7 +1168,7 @@ for path in (for_diffusers, for_kohya):
 # %%
 at_ten = {"strength": like["ddim"], "steps": 10}
 ours = redraw(photo, for_diffusers, solver="ddim", **at_ten)
-full = redraw(photo, solver="ddim", **at_ten)
+full = redraw(photo, for_diffusers, scale=2.0, solver="ddim", **at_ten)  # 2 × 0.5
 theirs = {}
 for path in (for_diffusers, for_kohya):
     pipe.load_lora_weights(work / "export", weight_name=path.name)
@@ -1177,7 +1185,7 @@ show.sheet(
     width=1.05,
     title="One file in two programs",
     alt="The photo; redrawn without a LoRA; by stylize with our file; by diffusers with the same "
-    "file and with kohya's, which look the same; and with the full volume.",
+    "file and with kohya's, which look the same; and at alpha 1.",
 )
 
 # %% [markdown]
