@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .base import DATA, SOLVER_STEPS, Base, autocast, load
+from .base import DATA, SOLVER_STEPS, Base, autocast, autocast_dtype, load
 from .baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
 from .errors import StylenbError
 from .inference import stylize, stylize_folder
@@ -416,10 +416,11 @@ def bench_styles(
 # -------------------------------------------------------------------------------------- speed
 
 
-def public_loop(base: Base, pictures: list, prompt: str, steps: int, batch_size: int) -> float:
+def public_loop(base: Base, pictures: list, prompt: str, settings: Settings) -> float:
     """Seconds a step of the loop that most public scripts use: pictures through the VAE and the
     prompt through the text encoder at every step, in float32."""
-    parameters = add_lora(base, "public", 8)
+    steps, batch_size = max(2, settings.steps // 3), settings.batch_size
+    parameters = add_lora(base, "public", settings.rank, layers=settings.layers)
     optimizer = torch.optim.AdamW(parameters, 1e-3)
     images = to_tensor(pictures)
     random = torch.Generator().manual_seed(0)
@@ -472,10 +473,9 @@ def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -
     taken: dict[str, list[float]] = {"public loop": [], "L2": [], "L2 + LPIPS + style": []}
     for _ in range(rounds):
         loaded = load(base)  # with the text encoder, which train_style drops
+        device = loaded.device
         pictures = style_pictures(loaded, HELD_OUT[0])
-        taken["public loop"].append(
-            public_loop(loaded, pictures, "a painting", steps // 3, settings.batch_size)
-        )
+        taken["public loop"].append(public_loop(loaded, pictures, "a painting", settings))
         taken["L2"].append(own_loop(loaded, pictures, plain))
         taken["L2 + LPIPS + style"].append(own_loop(loaded, pictures, settings))
     public, l2, full = (np.median(values) for values in taken.values())
@@ -485,8 +485,11 @@ def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -
         ["L2 + LPIPS + style", f"{full:.3f}", f"{full / l2:.2f} of L2 alone", "1.5"],
     ]
     return [
-        f"Steps of {settings.batch_size}, rank {settings.rank}. The public loop puts pictures "
-        "through the VAE and prompts through the text encoder at every step, in float32.",
+        f"Steps of {settings.batch_size}, rank {settings.rank}, the same layers. The public loop "
+        "puts pictures through the VAE and prompts through the text encoder at every step, in "
+        "float32; this machine "
+        + ("has" if autocast_dtype(device) else "has no")
+        + " bfloat16 for the others.",
         "",
         *table(["loop", "seconds a step", "ratio", "aim"], rows),
     ]

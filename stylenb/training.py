@@ -297,6 +297,7 @@ def train_style(
         set_alpha(base, name, settings.alpha)
         return pictures
 
+    base.unet.to(memory_format=torch.channels_last)  # an order in which convolutions take less time
     try:
         history = fit(base, losses_of, settings, weights, about=about, **{"draw": draw, **how})
     except NotFinite:
@@ -304,6 +305,8 @@ def train_style(
     except StylenbError:
         remove_lora(base, name)
         raise
+    finally:
+        base.unet.to(memory_format=torch.contiguous_format)  # the order in which they can be saved
     base.unet.requires_grad_(False)
     set_alpha(base, name, settings.final_alpha)
     if how.get("folder"):
