@@ -336,10 +336,10 @@ drawn = {
 }
 show.sheet(
     [picture for pictures in drawn.values() for picture in pictures],
-    [f"{solver}, seed {seed}" for solver in drawn for seed in seeds],
+    [f"{solver}, {seed}" for solver in drawn for seed in seeds],
     columns=4,
     width=1.1,
-    title="Four seeds",
+    title="Four seeds, two solvers",
     alt="Above, four pictures from random noise, each a little different; below, four from "
     "inverted noise, which are all the same.",
 )
@@ -618,10 +618,10 @@ show.sheet(
         for n in tried[solver]
         for one in [redraw(scene, solver=solver, strength=like[solver], steps=n)]
     ],
-    [f"{solver}, {n} steps" for solver in ("inversion", "dpm") for n in tried[solver]],
+    [f"{solver}, {n}" for solver in ("inversion", "dpm") for n in tried[solver]],
     columns=4,
     width=1.1,
-    title="Few steps and many",
+    title="Few steps and many: the solver and its steps",
     alt="A landscape in the style after few steps and after more, above by inversion, below by "
     "dpm.",
 )
@@ -633,7 +633,8 @@ show.sheet(
 # attention looks from place to place in the picture, **cross**-attention to the prompt (here always
 # `""`). **Down** blocks take the picture in, the **mid** block sees it smallest, **up** blocks draw
 # it. `scale` may be a number for each of these groups; a layer that is in two of them is multiplied
-# by both, and what is not named keeps 1.
+# by both, and what is not named keeps 1. (So do, unless their block is named, the layers of a
+# transformer block that belong to no attention: feed-forward, the way in and the way out.)
 #
 # How much of the update lies where?
 
@@ -648,12 +649,13 @@ for group, part in GROUPS.items():
     print(f"{group:6s} {len(inside):3d} layers, {share:6.1%} of all that the LoRA changes")
 
 # %% [markdown]
-# **Predict:** with only one group switched on, which one alone still gives the style?
+# **Predict:** which kind of attention could be switched off and leave the style what it is? And
+# with the LoRA in the down, mid or up blocks only, which of them still gives the style?
 
 # %%
 both, blocks = ("self", "cross"), ("down", "mid", "up")
 choices = {"all": 1.0}
-choices |= {f"only {g}": {one: float(one == g) for one in both} for g in both}
+choices |= {f"no {g}": {g: 0.0} for g in both}
 choices |= {f"only {g}": {one: float(one == g) for one in blocks} for g in blocks}
 drawn = {label: redraw(pair, scale=scale) for label, scale in choices.items()}
 show.sheet(
@@ -661,9 +663,9 @@ show.sheet(
     list(choices) * 2,
     columns=len(choices),
     width=1.0,
-    title=f"{name}, one group of layers at a time",
-    alt="A photograph and a landscape in the style; then with the LoRA in only one group of layers "
-    "at a time.",
+    title=f"{name}, in some of its layers only",
+    alt="A photograph and a landscape in the style; then without the LoRA in one kind of "
+    "attention, and with the LoRA in the down, mid or up blocks only.",
 )
 
 # %%
@@ -671,10 +673,10 @@ for label, pictures in drawn.items():
     print(f"{label:11s} {scores.psnr(pictures, drawn['all']):5.1f} dB from the picture with all")
 
 # %% [markdown]
-# **What it means.** The nearer to the picture with all, the more of the style comes from that
-# group. Compare with the shares above: a share of the *weights* is not a share of the *effect*. Use
-# it like this: where a style breaks the layout, turn down the group that sees the picture smallest;
-# where only its marks are too loud, the one that draws them. What helps is found by trying.
+# **What it means.** The nearer to the picture with all, the less is missed. Compare with the shares
+# above: a share of the *weights* is not a share of the *effect*. Use it like this: where a style
+# breaks the layout, turn down the group that sees the picture smallest; where only its marks are
+# too loud, the one that draws them. What helps is found by trying.
 #
 # ### Exercise 2: the scale of a layer
 # `groups` says which part of a layer's name stands for a group, such as `"up"`: `"up_blocks"`.
