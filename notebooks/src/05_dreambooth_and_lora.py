@@ -1082,7 +1082,9 @@ def redrawn_at(strength):
     set_scale(base, load_lora(base, folder / "LoRA.safetensors"))
     found["LoRA, prompt"] = redraw(base.with_prompt(prompt), watched, **how)
     remove_lora(base, "LoRA")
+    name = load_lora(base, ready)
     found["LoRA of the course"] = stylize(watched, ready, base=base, **how)
+    remove_lora(base, name)
     return found
 
 

@@ -335,8 +335,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# The two numbers are of one size. The pictures are not of one kind. Drift says *how far*, never
-# *where to*.
+# In the weights, both are equally far from the base, each in its own direction. Drift says how far
+# the *predictions* have moved, and never where to: by the number alone, could you have told which of
+# the two draws the style?
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
