@@ -360,7 +360,8 @@ def test_scales_by_group_of_layers(base, photo, style):
         return stylize(photo, style, steps=STEPS, base=base, scale=scale or 1.0).tobytes()
 
     off, full = stylize(photo, steps=STEPS, base=base).tobytes(), run()
-    assert run(self=0, cross=0) == run(down=0, mid=0, up=0) == off
+    assert run(down=0, mid=0, up=0) == off
+    assert run(self=0, cross=0) not in (off, full)  # the feed-forward layers are in neither
     assert run(self=1) == run(up=1, cross=1) == full
     parts = [run(self=0), run(cross=0), run(down=0), run(mid=0), run(up=0), off, full]
     assert len(set(parts)) == len(parts)

@@ -336,8 +336,8 @@ show.sheet(
 
 # %% [markdown]
 # In the weights, both are equally far from the base, each in its own direction. Drift says how far
-# the *predictions* have moved, and never where to: by the number alone, could you have told which of
-# the two draws the style?
+# the *predictions* have moved, and never where to. By the number alone, could you have told which
+# of the two draws the style?
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
