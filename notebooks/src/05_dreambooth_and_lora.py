@@ -1173,7 +1173,7 @@ show.sheet(
     [mine, theirs],
     ["stylenb", "diffusers"],
     width=1.3,
-    title="One prompt, one noise, two programs",
+    title="One prompt, two programs",
     alt=f"Two pictures for {prompt!r}, drawn by stylenb and by plain diffusers from the saved "
     "folder.",
 )
