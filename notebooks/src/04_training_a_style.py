@@ -1254,8 +1254,8 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in louder.values()],
     list(louder),
     columns=len(louder),
-    width=0.8,
-    title="One LoRA at several alphas",
+    width=0.9,
+    title=f"The LoRA of section 5 at several alphas; it was saved with {defaults.final_alpha:g}",
     alt="A scene, a cat and a cup of coffee, redrawn with the same LoRA at rising alpha: more and "
     "more of the style.",
 )
@@ -1298,7 +1298,7 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=0.8,
+    width=0.9,
     title=f"What each term brings, after {short.steps} steps",
     alt="A scene, a cat and a cup of coffee in rows: the original, the base alone, L2 alone, "
     "with LPIPS, with LPIPS and style loss, the same with all of them from the start, and the true "
@@ -1365,7 +1365,7 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=0.85,
+    width=1.0,
     title=f"Balanced, and far too much, after {brief.steps} steps",
     alt="A scene, a cat and a cup of coffee: the original, the balanced run, one with a hundred "
     "times the style loss, and one with a hundred times the LPIPS.",
