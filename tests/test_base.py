@@ -422,3 +422,21 @@ def test_without_taesd_there_is_a_warning_and_the_own_decoder(tiny, tmp_path, mo
     with pytest.warns(UserWarning, match="TAESD could not be loaded"):
         images = own.decode_quickly(latents)
     assert torch.equal(images, own.decode(latents))
+
+
+@pytest.mark.pocket_model
+def test_loading_is_quiet_and_leaves_the_bars_as_they_were(capfd):
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.enable_progress_bar()
+    of_transformers.disable_progress_bar()
+    try:
+        stylenb.load(
+            "pocket", device="cpu"
+        )  # its UNet is in two files, over which diffusers counts
+        assert capfd.readouterr().err == ""
+        assert of_diffusers.is_progress_bar_enabled()
+        assert not of_transformers.is_progress_bar_enabled()
+    finally:
+        of_transformers.enable_progress_bar()
