@@ -137,7 +137,7 @@ for text, pictures in ((class_prompt, class_before), (prompt, token_before)):
     print(f"{text!r}: the style judge sees", ", ".join(f"{n} × {name}" for name, n in named))
 show.sheet(
     class_before + token_before,
-    [class_prompt] + [""] * (count - 1) + [prompt] + [""] * (count - 1),
+    ["the class"] + [""] * (count - 1) + ["the token"] + [""] * (count - 1),
     columns=count,
     width=0.95,
     title="Before the training, from the same noise",
@@ -986,8 +986,8 @@ def claim(text, unit, figures, low, high):
 
 
 million = {name: n / 1e6 for name, (n, *_) in large.items()}
-files = {"float32": 4 * lora_count(4) / 1e6, "float16": 2 * lora_count(4) / 1e6}
-claim("LoRA, rank 4: 4-8 million trained", "million", {"counted": lora_count(4) / 1e6}, 4, 8)
+files = {"float32": 4 * million["LoRA, rank 4"], "float16": 2 * million["LoRA, rank 4"]}
+claim("LoRA, rank 4: 4-8 million trained", "million", {"counted": million["LoRA, rank 4"]}, 4, 8)
 claim("LoRA: a file of 4-8 MB", "MB", files, 4, 8)
 claim("LoRA: a file of 10-20 MB (elsewhere)", "MB", files, 10, 20)
 claim("Full fine-tuning: 860 million trained", "million", {"UNet": million["full UNet"]}, 855, 865)
@@ -1173,7 +1173,7 @@ show.sheet(
     [mine, theirs],
     ["stylenb", "diffusers"],
     width=1.3,
-    title="One prompt, one noise, two programs",
+    title="One prompt, two programs",
     alt=f"Two pictures for {prompt!r}, drawn by stylenb and by plain diffusers from the saved "
     "folder.",
 )
