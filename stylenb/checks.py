@@ -424,10 +424,16 @@ def _places(positions, count) -> torch.Tensor:
     return torch.stack([positions // count, positions % count], dim=1)
 
 
-def accumulated(losses: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def _places_over_one_end(step, batch_size, count) -> torch.Tensor:
+    epoch, place = step * batch_size // count, step * batch_size % count + torch.arange(batch_size)
+    over = place >= count
+    return torch.stack([epoch + over.long(), place - count * over], dim=1)
+
+
+def accumulated(means: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """What to backpropagate for each part (N,) of a batch, from the mean loss of each part and the
     number of pictures in it, so that together they are the mean loss of the whole batch."""
-    return losses * sizes / sizes.sum()
+    return means * sizes / sizes.sum()
 
 
 def _accumulated_inputs(generator):
@@ -1328,8 +1334,8 @@ EXERCISES = {
             ): "One too far: the first picture of step 0 is at position 0.",
             lambda i, n, count: torch.stack(
                 [
-                    torch.full((n,), i // (count // n)),
-                    i % (count // n) * n + torch.arange(n),
+                    torch.full((n,), i // max(1, count // n)),
+                    i % max(1, count // n) * n + torch.arange(n),
                 ],
                 dim=1,
             ): "That leaves out the last pictures of an epoch where they fill no whole batch. Here "
@@ -1338,35 +1344,37 @@ EXERCISES = {
                 [torch.full((n,), i), torch.arange(n)], dim=1
             ): "That is the step and the place in the batch: work from the position step × "
             "batch_size + place in the batch.",
+            _places_over_one_end: "A batch may be longer than an epoch, and go over several ends.",
         },
+        also=lambda generator: [(2, 40, 7)],  # a batch that is longer than an epoch
     ),
     "accumulated": Exercise(
         accumulated,
         _accumulated_inputs,
         {
-            lambda losses, sizes: losses: "Gradients of several backward() add up: this gives the "
+            lambda means, sizes: means: "Gradients of several backward() add up: this gives the "
             "sum of the means, too large by the number of parts.",
-            lambda losses, sizes: (
-                losses / len(losses)
+            lambda means, sizes: (
+                means / len(means)
             ): "Right for parts of one size. Here a picture in a small part would count more than "
             "one in a large part.",
-            lambda losses, sizes: (
-                losses * sizes
+            lambda means, sizes: (
+                means * sizes
             ): "That is the sum over pictures; for the mean, divide by how many there are in all.",
-            lambda losses, sizes: (
-                losses / sizes
+            lambda means, sizes: (
+                means / sizes
             ): "Each loss is the mean of its part already: do not divide it by its size again.",
-            lambda losses, sizes: (
-                losses / sizes.sum()
+            lambda means, sizes: (
+                means / sizes.sum()
             ): "Each loss is the mean of its part: multiply by the pictures in it first.",
-            lambda losses, sizes: (
-                losses * sizes / len(losses)
+            lambda means, sizes: (
+                means * sizes / len(means)
             ): "Divide by the number of pictures in all parts, not by the number of parts.",
-            lambda losses, sizes: (
-                losses * sizes / sizes.max()
+            lambda means, sizes: (
+                means * sizes / sizes.max()
             ): "Divide by the sum of the sizes, not by the largest.",
-            lambda losses, sizes: (
-                (losses * sizes).sum() / sizes.sum()
+            lambda means, sizes: (
+                (means * sizes).sum() / sizes.sum()
             ): "That is the loss of the whole batch. Give what each part contributes to it, so "
             "that one part can be backpropagated and dropped before the next.",
         },

@@ -68,9 +68,10 @@ found = read_folder(DATA / "styles" / style, size)
 found
 
 # %% [markdown]
-# These 16 pictures are all that the base will ever see of the style. It is a **held-out** one: the
-# pocket UNet was trained on seven styles, and this was not among them. `read_folder` opens every
-# picture of a folder at the base's size, and says what it skipped.
+# These 16 pictures are all that the UNet will ever see of the style. It is a **held-out** one: the
+# pocket UNet was trained on seven styles, and this was not among them. (The autoencoder has met
+# pictures in it, and so has the network of section 2 that compares features.) `read_folder` opens
+# every picture of a folder at the base's size, and says what it skipped.
 #
 # Beside them we need pictures of anything, in no style: the **content**. 24 drawn scenes and eight
 # photographs; many, so that whatever colours a photo has, the like was there. Their work comes in
@@ -229,15 +230,15 @@ show.sheet(
     columns=extra,
     width=1.1,
     title="Content, noised, estimate",
-    alt="The content pictures, the same under noise, and the estimates: the same scenes again, "
-    "softer than the originals.",
+    alt="The content pictures, the same under noise, and the estimates: softer than the originals, "
+    "and where there was more noise, with the large shapes only.",
 )
 
 # %% [markdown]
 # ### Features
 # How like are two pictures? Comparing pixels is a bad answer: shift a picture by one pixel and it
-# is "far" from itself. So both are sent through a small network that was trained to recognise
-# things, and what it *notices* is compared. At each layer it gives a stack of maps, the
+# is "far" from itself. So both are sent through a small network that was trained to name things and
+# styles, and what it *notices* is compared. At each layer it gives a stack of maps, the
 # **features**: here is an edge of this kind, there a patch of that colour. Deeper layers see larger
 # areas.
 
@@ -301,7 +302,8 @@ with torch.no_grad():
 # But LPIPS holds on to *everything*: colours, fine marks, brightness. Those are what the style is
 # there to change; with LPIPS on the whole picture it could not. What should stay is what is where.
 # So LPIPS is shown the **tones** only: where the picture is light and where dark, in blurred grey.
-# Hatching becomes a tone there, and so does a heap of dots.
+# Hatching fades into a tone there, and so does a heap of dots. Not wholly: even a true drawing
+# keeps some distance, which this loss will hold against it.
 
 
 # %%
@@ -399,7 +401,7 @@ show.sheet(
 # %% [markdown]
 # The estimate's matrix is much like the content's: so far nothing draws in the style. The **style
 # loss** is the squared difference to the matrix of the style, divided by the squared size of that
-# matrix, so that 0 is the style itself. It is averaged over the layers.
+# matrix, which brings all layers to one scale. It is averaged over the layers.
 #
 # Beside the layers stands the **palette**: the mean colour, and the covariance of red, green and
 # blue, which says how far they vary and which of them vary together. Both are compared in units of
@@ -505,8 +507,8 @@ show.sheet(
 )
 
 # %% [markdown]
-# **What it means.** To the style loss the heap of tiles is still in the style, but for the new
-# seams: it does not know where things are. To LPIPS it is another picture: it knows nothing else.
+# **What it means.** To the style loss the heap of tiles is still in the style: it does not know
+# where things are. To LPIPS it is another picture: it knows nothing else.
 # The two pull in different directions, and neither is of use alone. LPIPS is lowest for the content
 # as it was, and to the style loss the tiles would do.
 
@@ -549,9 +551,9 @@ for name, values in (("raw", raw_distances), ("scaled", unit_distances)):
 
 # %% [markdown]
 # **What it means.** Raw features are as large as the network happened to make them, and a Gram
-# matrix of them multiplies that, and a squared difference multiplies it again: fourth powers. A few
-# loud places and one or two layers then decide nearly alone, and the loss leaps when one of them
-# changes. With features of length 1, every place has one vote.
+# matrix of them multiplies that, and a squared difference multiplies it again: fourth powers. Loud
+# places then count several times as much as others, a few layers make up nearly all of the sum, and
+# the loss leaps when one of them changes. With features of length 1, every place has one vote.
 #
 # ### Why only low in the schedule?
 # The estimate is a picture only where there is little noise. Watch what becomes of both losses
@@ -641,6 +643,9 @@ axes.grid(alpha=0.3)
 figure
 
 # %% [markdown]
+# The curve leaves 1 only shortly before the shaded part. So the limit does most of the work here,
+# and the weight softens its edge.
+#
 # ### All three together
 # Everything of step 4 in one place, for a batch whose first part is in the style and whose rest is
 # content. Beside the size of each term we print its **pull**, the length of the gradient that it
@@ -841,7 +846,7 @@ figure
 #
 # ### Exercise 5: which picture?
 # Line up all epochs in one endless row. Step 0 takes the first `batch_size` pictures of the row,
-# step 1 the next, and so on, without a gap; a batch may begin in one epoch and end in the next.
+# step 1 the next, and so on, without a gap; a batch may begin in one epoch and end in the next or a later one.
 # With `count` pictures in an epoch: in which epoch is each picture of a step, and at which place of
 # it? All count from 0.
 
@@ -933,9 +938,9 @@ for step in range(0, len(rows), max(1, len(rows) // 6)):
 # now each batch has low and high ones.
 #
 # And one matter of order. L2 teaches the **marks** of the style, and is slow at it. LPIPS and style
-# loss are quick: they find blots and smears that please the feature network before there are any
-# marks to place. So the first half of the steps (`picture_from`) belongs to L2 alone, which costs
-# less as well. Section 6 tries it the other way, too.
+# loss are quick, and could find blots and smears that please the feature network before there are
+# any marks to place. So a first part of the steps (`picture_from`) belongs to L2 alone. Does it
+# matter? Section 6 tries it the other way, too.
 #
 # **Predict:** after these few steps, will anything be seen?
 
@@ -978,15 +983,16 @@ show.sheet(
 # `train_style` is this loop, and what one adds to it in practice:
 #
 # - pictures are mirrored too (`flip`),
-# - the image losses, which cost the most, are not even taken in the first half, nor need they be at
-#   every step afterwards (`picture_every`),
+# - the image losses, which cost the most, are not even taken in the first part (`picture_from`),
+#   nor need they be at every step afterwards (`picture_every`),
 # - on GPUs without bfloat16 the loss is scaled up, or small gradients would be rounded to 0,
 # - a loss that is no longer a number stops the run,
 # - **checkpoints** are written: files with the state of the run, to go on from (section 11),
 # - at the end α is turned up, from `alpha` to `final_alpha` (section 6 tries out how far),
 # - now and then some photos are redrawn, so that you can watch.
 #
-# All that decides a run is in its `Settings`:
+# All that decides a run is in its `Settings`. Most of them you know; `help(Settings)` has a line on
+# each.
 
 # %%
 for name, value in vars(usual).items():
@@ -1067,7 +1073,8 @@ figure = show.figure(
     2.4,
     "The three terms over the steps",
     alt="Three panels, noise, LPIPS and style loss over the steps. Thin lines jump up and down "
-    "from step to step; a thick line in each shows the running mean.",
+    "from step to step; a thick line in each shows the running mean. LPIPS and style loss begin at "
+    "a dotted line past the middle.",
 )
 for axes, (term, label) in zip(
     figure.subplots(1, 3),
@@ -1078,15 +1085,18 @@ for axes, (term, label) in zip(
     axes.plot(steps, running(values), color="#1d3557", linewidth=2)
     axes.set_title(label, fontsize=9)
     axes.set_xlabel("step")
+    axes.set_xlim(0, history.steps)
+    axes.axvline(usual.picture_from * history.steps, color="#c0553b", linestyle=":")
     axes.set_ylim(0)
     axes.grid(alpha=0.3)
 figure
 
 # %% [markdown]
 # Read them with care. The L2 falls little even when all is well, as most of it is noise that nobody
-# can predict. LPIPS may well *rise*: a picture in the style is further from the photo than the
-# photo is. Only the style loss is expected to fall clearly. So losses tell you that something is
-# wrong; that it is right, only pictures and scores tell.
+# can predict. At the dotted line LPIPS and style loss set in, and the L2 may go *up* again: from
+# there on A and B serve three masters. LPIPS may well *rise*: a picture in the style is further
+# from the photo than the photo is. Only the style loss is expected to fall clearly. So losses tell
+# you that something is wrong; that it is right, only pictures and scores tell.
 #
 # To see the L2 fall, take the chance out: the same pictures, the same timesteps, the same noise,
 # before and after.
@@ -1110,7 +1120,7 @@ def fixed_l2(latents):
 
 four, content_four = style_latents[:4], content_latents[:4]
 for name in (None, style):
-    set_scale(base, name)
+    set_scale(base, name, defaults.alpha / defaults.final_alpha)  # as loud as in training
     print(
         f"{'with' if name else 'without'} the LoRA: L2 on styled pictures {fixed_l2(four):.4f}, "
         f"on content {fixed_l2(content_four):.4f}"
@@ -1174,6 +1184,10 @@ show.sheet(
 )
 
 # %% [markdown]
+# Compare the small things, houses and trees. Where the noise has covered them, they are drawn anew,
+# as something else or not at all.
+
+# %% [markdown]
 # ## 6. L2 alone, + LPIPS, + style loss
 #
 # What is each term good for? Leave it out and see: short runs, alike but for the weights, and one
@@ -1184,15 +1198,17 @@ show.sheet(
 #   style? It was in no loss.
 # - **LPIPS to the original**: how far is it from the scene that went in? This measures change, not
 #   quality: untouched is 0.
-# - **LPIPS to the truth**: how far is it from the scene drawn in the style? The most telling one.
+# - **LPIPS to the truth**: how far is it from the scene drawn in the style? The only one that asks
+#   for style and content at once.
 #
 # Mind that both LPIPS scores look through **the network that was in the loss**. Whoever is trained
 # to please a judge will please that judge: it is **biased** towards the runs that had it. The style
-# judge is another network, trained apart. Where they disagree, believe the style judge and your
-# eyes.
+# judge is another network, trained apart. So a lead in one score needs a second witness, another
+# score or your eyes.
 #
 # After ± stands the **standard error** over the scenes: by about so much the mean would move with
-# other scenes.
+# other scenes. It knows nothing of the training: the same recipe with another seed, or a few more
+# steps, moves the means as well.
 
 # %%
 from stylenb import lpips_distance
@@ -1263,8 +1279,10 @@ show.sheet(
 # %% [markdown]
 # **What it means.** Too low, and the photo wins; too high, and the pictures leave what the UNet
 # knows. Where is the best balance here, by the judge, by the distance to the truth, and to your
-# eyes? One value has to do for all styles, and another style may want another one. That is what
-# `scale` is for when you stylise: it multiplies α.
+# eyes? The three need not agree: if the judge is content at 1 already, and the truth is nearer
+# there, then 1 would do for this style. `final_alpha` is one value for all of them, and a
+# compromise: woodcut, for one, hardly gets beyond the photo at 1. That is what `scale` is for when
+# you stylise: it multiplies α.
 #
 # ### One term at a time
 # **Predict:** L2 alone has only ever seen pictures in the style. At the base's default strength the
@@ -1321,14 +1339,19 @@ for name in full:
 # - **L2 alone** learns the marks of the style where the noise leaves room for them. It was never
 #   shown a noised photo, so nothing has taught it to change what still shows through.
 # - **+ LPIPS** adds content pictures, and asks that what is light stays light and what is dark
-#   stays dark. By itself that is a brake: it says nothing of the style.
+#   stays dark. Of the style it says nothing.
 # - **+ style loss** is the term that asks for change on a *photo*: its palette and marks are to be
-#   those of the style. Now the brake has something to hold.
+#   those of the style.
 # - **all at once**, from the first step: look at the marks, and compare with the run in which L2
 #   went first.
 #
-# Do pictures and scores bear this out in your run? If so, LPIPS without style loss makes little
-# sense. What style loss does when nothing holds it, the next section shows.
+# Do pictures and scores bear this out in your run? Go through the rows by the rule: what is beyond
+# twice its ±, and is there a second witness? Expect little to remain. Most of the style came from
+# L2; what the other two add is less than it looks in the formula, and whether L2 should go first,
+# twelve scenes and one run each may not be able to tell. And *+ style loss* is section 5's run with
+# half of the steps: did the other half pay?
+#
+# What style loss does when nothing holds it, the next section shows.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -1381,14 +1404,15 @@ for name, (history, _) in overdone.items():
 
 # %% [markdown]
 # **What it means.** Too much **style loss**: it knows no places, so whatever makes the statistics
-# right will do. The same marks and colours can then cover everything, and the scene is lost beneath
-# them. Look at its own term: it may well be the lowest of the three, and the picture the worst. *A
-# loss that is low says that the loss is low.* Too much **LPIPS**: hardly anything may change, and
-# the LoRA learns to do little or nothing. Watch the L2 as well: where it is higher than in the
-# balanced run, the LoRA has moved away from the real pictures of the style.
+# right will do. The picture breaks up into loud contrasts that please the feature network, and that
+# neither you nor the judge would call by the name of the style. Look at its own term: it may well
+# be the lowest of the three, and the picture the worst. *A loss that is low says that the loss is
+# low.* Too much **LPIPS**: hardly anything may change, and the LoRA learns to do little or nothing.
+# Watch the L2 as well: where it is higher than in the balanced run, the LoRA has moved away from
+# the real pictures of the style.
 #
 # When a style of your own does not come out, look which of the two it is. If the photo barely
-# changes, take less LPIPS or more style loss. If everything is covered by pattern, do the opposite.
+# changes, take less LPIPS or more style loss. If it breaks up into loud patterns, do the opposite.
 
 # %% [markdown]
 # ## 8. Too many steps
@@ -1418,6 +1442,7 @@ hurried = replace(
     timesteps=last,
     rank=2 * usual.rank,
     learning_rate=2 * usual.learning_rate,
+    final_alpha=usual.alpha,  # measured as it was trained
     flip=False,
 )
 every = max(1, hurried.steps // 8)
@@ -1470,8 +1495,8 @@ figure
 # harm, whatever the loss says: the checkpoint to keep is that of its lowest point. If yours has not
 # risen yet, train longer and watch.
 #
-# (The L2 was taken over the whole schedule here, `timesteps=1000`.) Look at what it has learned by
-# the end: drawn from pure noise, without any photo.
+# Look at what it has learned by the end: drawn from pure noise, without any photo. (For that it was
+# trained over the whole schedule, `timesteps=1000`.)
 
 # %%
 load_checkpoint(sorted((folder / "four").glob("checkpoint-*.safetensors"))[-1])
@@ -1491,8 +1516,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# Whatever in the lower row looks like a piece of the upper one was learned by heart. What helps, in
-# this order: more pictures, of *different* things; mirror images (`flip`), which double them for
+# Whatever in the lower row looks like a piece of the upper one was learned by heart. If nothing
+# does, it has not come that far, and the curve above is the finer instrument. What helps, in this
+# order: more pictures, of *different* things; mirror images (`flip`), which double them for
 # nothing; fewer steps; a lower rank. And hold two or four back, even of 16.
 
 # %% [markdown]
@@ -1546,21 +1572,21 @@ show.sheet(
 # the result is that of the whole batch, if each part has the right share in it.
 #
 # ### Exercise 6: accumulate
-# `losses` holds the *mean* loss of each part, `sizes` how many pictures it has. On which numbers,
+# `means` holds the mean loss of each part, `sizes` how many pictures it has. On which numbers,
 # one for each part, must `backward()` be called, so that all together it is the mean loss of the
 # whole batch?
 
 
 # %% tags=["exercise"]
-def accumulated(losses, sizes):
+def accumulated(means, sizes):
     """Mean losses (N,) of the parts and their sizes (N,) -> what each contributes, (N,)."""
     return ...  # your code
 
 
 # %% tags=["solution"]
-def accumulated(losses, sizes):
+def accumulated(means, sizes):
     """Mean losses (N,) of the parts and their sizes (N,) -> what each contributes, (N,)."""
-    return losses * sizes / sizes.sum()
+    return means * sizes / sizes.sum()
 
 
 # %% tags=["check"]
@@ -1584,14 +1610,15 @@ noisy = base.scheduler.add_noise(x0, noise, at)
 
 
 def gradient(sizes, share):
-    """The gradient of the L2, taken in parts of these sizes; share(losses, sizes) weighs them."""
+    """The gradient of the L2, taken in parts of these sizes; share(means, sizes) weighs them."""
     for p in parameters:
         p.grad = None
     first = 0
     for index, length in enumerate(sizes.tolist()):
         part = slice(first, first + length)
         loss = l2(base.predict_noise(noisy[part], at[part]), noise[part])
-        share(loss.expand(len(sizes)), sizes)[index].backward()  # and this part can be forgotten
+        means = loss.expand(len(sizes))  # of the others nothing is known yet; only [index] is used
+        share(means, sizes)[index].backward()  # and this part can be forgotten
         first += length
     return torch.cat([p.grad.flatten() for p in parameters])
 
@@ -1599,8 +1626,8 @@ def gradient(sizes, share):
 whole = gradient(torch.tensor([count]), accumulated)
 for name, share in (
     ("by exercise 6", accumulated),
-    ("by the number of parts", lambda losses, sizes: losses / len(sizes)),
-    ("not divided", lambda losses, sizes: losses),
+    ("by the number of parts", lambda means, sizes: means / len(sizes)),
+    ("not divided", lambda means, sizes: means),
 ):
     difference = (gradient(torch.tensor([3, 1]), share) - whole).norm() / whole.norm()
     print(f"{name:24s} off by {float(difference):.1%} of the gradient of the whole batch")
@@ -1736,9 +1763,8 @@ except StylenbError as error:
 #
 # - Encode once; add noise by the schedule; predict it; L2 + LPIPS + style loss; backpropagate and
 #   update A and B. Then again.
-# - L2 learns from pictures in the style. LPIPS holds the content, place by place. The style loss
-#   asks for the style, in no place in particular, and is the only one that asks for change on a
-#   photo.
+# - L2 learns from pictures in the style, and brings most of it. LPIPS holds the content, place by
+#   place. The style loss asks for the style on a photo, in no place in particular.
 # - Features to length 1 first; estimates only where they are pictures, weighted by min(1, SNR);
 #   weights of the terms by measured sizes, then by looking.
 # - A loss that falls is not a picture that is good. Score with judges that were in no loss, on
