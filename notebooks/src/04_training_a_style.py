@@ -846,9 +846,9 @@ figure
 #
 # ### Exercise 5: which picture?
 # Line up all epochs in one endless row. Step 0 takes the first `batch_size` pictures of the row,
-# step 1 the next, and so on, without a gap; a batch may begin in one epoch and end in the next or a later one.
-# With `count` pictures in an epoch: in which epoch is each picture of a step, and at which place of
-# it? All count from 0.
+# step 1 the next, and so on, without a gap; a batch may begin in one epoch and end in the next or a
+# later one. With `count` pictures in an epoch: in which epoch is each picture of a step, and at
+# which place of it? All count from 0.
 
 
 # %% tags=["exercise"]
