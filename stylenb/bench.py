@@ -579,18 +579,25 @@ CONFIGURATIONS = {
 
 def peak_memory(name: str, base: str | Path = "pocket") -> None:
     """Run one configuration for a few steps and print this process's peak resident memory in MB."""
-    try:
-        import resource
-    except ImportError as error:
-        raise StylenbError("The memory is measured on Linux and macOS only.") from error
     loaded = load(base)
     if CONFIGURATIONS[name] is not None:
         settings = Settings(steps=4, **CONFIGURATIONS[name])
         pictures = style_pictures(loaded, HELD_OUT[0])
         train_style(loaded, pictures, content_pictures(loaded), settings=settings, progress=False)
         set_scale(loaded, None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(peak / (1e6 if sys.platform == "darwin" else 1e3)))
+    print(json.dumps(peak_resident_memory()))
+
+
+def peak_resident_memory() -> float:
+    """The most memory that this process has had resident so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had when it started this process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError as error:
+        raise StylenbError("The memory is measured on Linux and macOS only.") from error
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes, on macOS
 
 
 def bench_memory(

@@ -64,7 +64,7 @@ def denoise(
         `steps` timesteps. "dpm" is DPM-Solver++ of second order (https://arxiv.org/abs/2211.01095)
         at the noise levels of Karras et al. (https://arxiv.org/abs/2206.00364): a third of the
         steps will do, and it starts at exactly s of the schedule, however few they are. At strength
-        1 these two start from pure noise and keep nothing.
+        1 these two start from all but pure noise and keep next to nothing.
         "inversion" is "ddim", but begins with the noise that `invert` finds and draws none: layout
         and fine shapes of the photo are in that noise, so much more of it is kept, at twice the
         calls of the UNet.

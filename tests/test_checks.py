@@ -86,12 +86,12 @@ def test_one_timestep_for_all_latents_is_tried_too(name, capsys):
     assert "IndexError" in capsys.readouterr().out
 
 
-def test_an_answer_that_writes_on_its_input_does_no_harm(capsys):
+def test_an_answer_that_writes_on_its_input_is_refused(capsys):
     def answer(a, b, t):
-        a.mul_(1 - t).add_(b, alpha=t)
-        return a
+        return a.mul_(1 - t).add_(b, alpha=t)
 
-    assert check("mix", answer) is answer
+    assert check("mix", answer) is EXERCISES["mix"].reference
+    assert "handed in have changed" in capsys.readouterr().out
 
 
 def test_a_float_passes_where_a_tensor_of_one_number_is_meant(capsys):

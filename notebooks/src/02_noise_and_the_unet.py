@@ -87,6 +87,7 @@ show.sheet(
 # Think of it as a thousand small steps. Step t replaces a small share of the variance, **beta**, by
 # fresh noise. What is then left of the picture's variance after all steps up to t is the product of
 # everything that each of them kept. It is written $\bar\alpha_t$, "alpha bar"; we call it `kept`.
+# As a share of the variance it is the square of a weight: of lesson 01's α.
 #
 # $$\bar\alpha_t = (1 - \beta_0)(1 - \beta_1) \cdots (1 - \beta_t)$$
 #
@@ -193,7 +194,7 @@ show.sheet(
     width=0.75,
     cmap="RdBu_r",
     limits=(-3, 3),
-    title="Channel 0 of the scene's latents; decoded; the photo, decoded",
+    title="Under noise: channel 0, scene, photo",
     alt="Three rows of growing noise. As numbers, the scene's outline sinks into speckle. Decoded, "
     "scene and cup lose their detail first, then their shapes, and end as coloured blotches.",
 )
@@ -253,6 +254,7 @@ figure
 # **What it means.** Picture and noise are level about a third of the way up, well before the
 # middle. Yet in the decoded pictures something could still be seen beyond that point: the SNR is
 # that of *one* latent number, and an eye takes many together. We come back to that in section 8.
+# (The schedule assumes latents with a spread of 1; those of lesson 01 had nearly that.)
 
 # %% [markdown]
 # ## 3. Naming the noise
@@ -314,8 +316,8 @@ show.sheet(
 # has a variance of 1.
 #
 # To know what a score is worth we need a simple rule to compare it with. Of all rules that only
-# multiply the noisy latents by one number, the best takes the weight of the noise for it. It knows
-# nothing of pictures.
+# multiply the noisy latents by one number, the best takes the weight of the noise for it, as long
+# as the latents have a spread of 1. It knows nothing of pictures.
 #
 # **Predict:** is it easier to name the noise when there is little of it, or a lot?
 
@@ -369,7 +371,8 @@ figure
 # %% [markdown]
 # ### From the noise to the picture
 # *noisy = a × picture + b × noise* has three parts. Two are known: `noisy` is what we have, and the
-# noise has been guessed. So solve it for the picture. The answer is called the **estimate of x0**.
+# noise has been guessed. So solve it for the picture. The answer is called the **estimate of x0**:
+# x0 is the usual name for the clean latents, which have even less noise than those at t = 0.
 #
 # ### Exercise 3: estimate the clean latents
 
@@ -483,7 +486,7 @@ show.interactive(draw, timestep=(0, 999, 1, 300), seed=(0, 9, 1, 0))
 # light and where dark. So do not jump all the way. Go back a *little*, to somewhat less noise,
 # where slightly more can be seen, and guess again.
 #
-# One step of **DDIM** (Song et al. 2021, https://arxiv.org/abs/2010.02502):
+# One step of **DDIM** (Song et al. 2020, https://arxiv.org/abs/2010.02502):
 #
 # 1. estimate the clean latents from the guess of the noise,
 # 2. put the same guessed noise back on, but only as much as belongs to the earlier timestep.
@@ -519,7 +522,7 @@ ddim_step = checks.check("ddim_step", ddim_step)
 # <details><summary>Hint 2</summary>The estimate is made at <code>timestep</code>, the noise is put
 # back at <code>previous</code>.</details>
 # <details><summary>Hint 3</summary><code>estimate_x0(scheduler, noisy, noise, timestep)</code>
-# gives the first argument of <code>add_noise</code> that you lack.</details>
+# gives the clean latents that <code>add_noise</code> needs.</details>
 
 # %% [markdown]
 # Which timesteps? We take evenly spaced ones, from high to low, and the last leads to t = 0.
@@ -562,8 +565,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# Pictures of the kind that it was trained on. Now the same with the scheduler of the library,
-# diffusers, from the same noise:
+# Is it a landscape, or no more than shapes and tones? Without a prompt a small model often finds
+# nothing better (section 7 shows what a prompt does for it). Now the same with the scheduler of the
+# library, diffusers, from the same noise:
 
 # %%
 scheduler = base.scheduler
@@ -734,11 +738,10 @@ for t in (300, 400, 500):
 
 # %% [markdown]
 # **What it means.** Solved for the noise, our formula is *noise = (noisy − a × picture) / b*, and
-# the timestep is how the UNet knows b. Told of a larger b than the true one, it answers with
+# the timestep is how the UNet knows a and b. Told of a larger b than the true one, it answers with
 # smaller numbers: too little is taken away, and speckles stay. Told of a smaller one, it answers
-# with larger numbers: more is taken away than was put on, and light and dark are overdone. If your
-# own loop gives one or the other, look at the timesteps first: a list shifted by one entry is
-# enough.
+# with larger numbers: too much is taken away, and light and dark are overdone. If your own loop
+# gives one or the other, look at the timesteps first: a list shifted by a few entries will do it.
 #
 # ### The condition
 # The third input is a text, turned into numbers by the text encoder. Always 77 places, whatever the
@@ -773,14 +776,14 @@ show.sheet(
 )
 
 # %% [markdown]
-# The words steer; the noise decides the rest. The pocket model knows the words of its captions and
-# no others: landscapes above all, a few things such as a cat and a cup, and seven manners of
-# drawing them. It has never seen a violin, so that word changes the picture in some way that means
-# nothing. (Stable Diffusion v1.5 does know violins.)
+# The words steer, loosely (is there a house?); the noise decides the rest. The pocket model knows
+# the words of its captions and no others: landscapes above all, a few things such as a cat and a
+# cup, and seven manners of drawing them. It has never seen a violin, so what that word does to the
+# picture means nothing. (Stable Diffusion v1.5 does know violins.)
 #
 # How much is a *true* text worth in naming the noise, and how much harm does a wrong one do? Four
 # texts for each of the eight scenes: none, its own caption, the caption of another scene, and its
-# own caption in the wrong manner.
+# own caption in the wrong manner. (A plain scene counts as "a photo", which is one of the seven.)
 
 # %%
 others = [*scenes[3:], *scenes[:3]]
@@ -790,7 +793,7 @@ texts = {
     "in another manner": [f"a charcoal drawing of {scene.caption}" for scene in scenes],
 }
 clean, true_noise = latents[: len(scenes)], noise[: len(scenes)]
-for t in (300, 600, 900):
+for t in (300, 600, 760, 900):
     x = add_noise(base.scheduler, clean, true_noise, t)
     without = (predict(x, t) - true_noise).pow(2).mean((1, 2, 3))
     print(f't = {t}: error with "" {without.mean():.4f}')
@@ -801,12 +804,12 @@ for t in (300, 600, 900):
         print(f"    {name:18s} {change:+6.1%}, better for {better} of {len(scenes)}")
 
 # %% [markdown]
-# **What it means.** A true text should take a little off the error. One that names the wrong things
-# should gain less or do harm, though even that one says rightly that this is a photo. And one with
-# the wrong manner makes the UNet look for strokes where there are none. Compare: what is the most
-# that a text gains, and the most that it spoils? What the UNet needs to know, it takes above all
-# from the noisy latents themselves, and a photo that is redrawn can nearly always still be made out
-# in them. Keep this in mind for the next section.
+# **What it means.** Low in the schedule a true text takes little off the error: what the UNet needs
+# to know, it sees in the noisy latents. The less can be seen, the more the text is worth. One that
+# names the wrong things should gain less or do harm, though even that one says rightly that this is
+# a photo. One with the wrong manner makes the UNet look for strokes where there are none; only
+# where hardly anything can be seen may the right things in it outweigh that. Compare: what is the
+# most that a text gains, and the most that it spoils?
 
 # %% [markdown]
 # ## 6. The empty prompt
@@ -822,7 +825,7 @@ print(f"size of the numbers: spread {base.empty.float().std():.2f}, so they are 
 # %% [markdown]
 # It is no absence. While the base was trained, part of the captions were replaced by `""`, so that
 # the UNet learned two things in one network: to name the noise in *a picture with this caption*,
-# and to name the noise in *any picture*. `""` is the switch for the second.
+# and to name the noise in *any picture*. `""` asks for the second.
 #
 # A common shortcut is to pass zeros instead. **Predict:** will the UNet notice?
 
@@ -847,16 +850,18 @@ show.sheet(
     width=0.9,
     title='The same two starts, with "", with zeros and with "" shuffled',
     alt="Six pictures in three pairs: drawn with the empty prompt, with zeros instead, and with "
-    "the numbers of the empty prompt in a random order. The pairs differ.",
+    "the numbers of the empty prompt in a random order.",
 )
 
 # %% [markdown]
-# **What it means.** Zeros raise no error either, and whatever comes out is luck: no text gives this
-# embedding, so nobody ever taught the UNet what to do with it. With `""` it does what it was
-# taught.
+# **What it means.** Zeros raise no error either. Compare the errors and the pictures: the pocket
+# model hardly notices, not even that the numbers are shuffled. Nobody taught it that, as no text
+# gives such an embedding, so do not rely on it, least of all on another base. With `""` a base does
+# what it was taught.
 #
 # **And why does the course need no other prompt?** We redraw a photo that is there. *What* is in
-# it, the noisy latents show, as we have just measured. *How* it is to be drawn, the style's LoRA
+# it, the latents show as long as they are not too noisy, and section 9 has a way to start from
+# latents that show it at any strength. *How* it is to be drawn, the style's LoRA
 # says, because it is trained on one style and with `""`. Nothing is left for words to say. So:
 #
 # - nobody has to caption pictures for training, and no caption can be wrong,
@@ -980,7 +985,7 @@ for name in ways:
 
 # %% [markdown]
 # **What it means.** The numbers are the time of a step, with that without guidance as 1. Two calls
-# cost twice as much, for hardly anything else is done in a step. A batch of two saves something
+# cost nearly twice as much, for little else is done in a step. A batch of two saves something
 # where one picture alone does not keep the machine busy, and needs the memory for two. The course
 # restyles pictures without guidance, and so at about half the price. Training has no use for
 # guidance in any case.
@@ -1075,12 +1080,12 @@ show.sheet(
         for strength in shown
         for picture in look(stage[strength][i][None])
     ],
-    [f"strength {strength}" for strength in shown]
+    [f"{strength}" for strength in shown]
     + [""] * len(shown)
-    + [f"strength {strength}" for strength in shown],
+    + [f"{strength}" for strength in shown],
     columns=len(shown),
     width=0.75,
-    title="The start, and below it what the base makes of it",
+    title="Start and result, by strength",
     alt="For the scene and the photo, a row of noisy starts of growing strength and below it the "
     "redrawn pictures. At low strength they are the originals, softened; then things change and "
     "vanish; at 1.0 hardly anything of them is left.",
@@ -1154,8 +1159,9 @@ figure
 # **What it means.** Where the noise is strong, the redrawn picture should agree with the original
 # *better* than the noisy start did: what has survived is cleared of noise and made use of. What has
 # not survived is made up, and no curve shows that; look at the pictures. Even at strength 1 the
-# dashed line need not be reached. The schedule does not end in pure noise (section 1), and the
-# little that remains, taken over large areas, may be enough to guess the tones from.
+# dashed line need not be reached. The schedule does not end in pure noise (section 1), our steps do
+# not even begin at its end, and the little that remains, taken over large areas, may be enough to
+# guess the tones from.
 #
 # No strength is the right one. There is only a range between "the style has no room" and "the photo
 # is gone". Lesson 07 measures that trade in full, with styles at work.
@@ -1227,11 +1233,13 @@ found = invert(pair, strength)
 thrown, redrawn_once = redraw(pair, strength)
 again = sample(found, to_run)[-1]
 
-a = base.scheduler.alphas_cumprod[to_run[0]].sqrt()  # the picture's share in both starts
-for name, start, end in (("random", thrown, redrawn_once), ("inverted", found, again)):
-    noise = (start - a * pair) / (1 - a**2).sqrt()
+a = base.scheduler.alphas_cumprod[to_run[0]].sqrt()  # the picture's weight in both starts
+b = (1 - a**2).sqrt()  # and that of the noise
+noises = {}
+for name, begin, end in (("random", thrown, redrawn_once), ("inverted", found, again)):
+    noises[name] = (begin - a * pair) / b
     print(
-        f"{name:8s} noise with a spread of {noise.std():.2f}; "
+        f"{name:8s} noise with a spread of {noises[name].std():.2f}; "
         f"agreement of the end with the original {agreement(end, pair):.2f}"
     )
 
@@ -1241,15 +1249,17 @@ show.sheet(
     columns=5,
     width=0.9,
     title=f"Random and inverted noise, strength {strength:g}",
-    alt="The scene and the photo; under random noise, and what is drawn from it: something else, "
+    alt="The scene and the photo; under random noise, and what is drawn from it: another picture "
     "in similar colours; under the noise that inversion found, and what is drawn from that: nearly "
     "the originals again.",
 )
 
 # %% [markdown]
 # In the inverted start you can still make out the picture, and there is less noise in it than in
-# the random one (the spread): where the UNet is sure of the picture, it names little noise. The end
-# is nearly the original. Nearly, because the hope is a little wrong at every step.
+# the random one (the spread): where the UNet is sure of the picture, it names little noise. (Too
+# little noise *everywhere* made a flat picture in section 5; here it is less just where the picture
+# is known.) The end is nearly the original. Nearly, because the hope is a little wrong at every
+# step.
 #
 # Drawing a photo that one has already is of little use. But now go up *without* a style and down
 # *with* one: a LoRA in the UNet that has learned it (lesson 00; how it got there is lessons 03 and
@@ -1278,7 +1288,7 @@ show.sheet(
 
 # %% [markdown]
 # **What it means.** The inverted start keeps the layout even at a strength at which random noise
-# leaves nothing of it. The price: the way up costs as many calls of the UNet as the way down, there
+# leaves little of it. The price: the way up costs as many calls of the UNet as the way down, there
 # is no seed to try another of, and whatever the LoRA does not push away from the photo stays as it
 # was, so that a style may come out paler.
 #
@@ -1304,8 +1314,8 @@ show.sheet(
 #   changes the style, and the layout stays.
 #
 # ## If you want more
-# - In section 9, start from a mixture of the inverted and the random noise: `m * found + (1 -
-#   m**2)**0.5 * noise`, as far as the noise goes. From which share on is the layout lost?
+# - In section 9, start from a mixture of the two noises: `a * pair + b * (m * noises["inverted"] +
+#   (1 - m**2) ** 0.5 * noises["random"])`. From which m downwards is the layout lost?
 # - Put the *latents of the photo* where `start` was, without noise, and run all the steps. What
 #   does the model take them for?
 # - In `redraw`, hand in `prompted(...)` with a prompt that contradicts the photo: night for day.

@@ -51,7 +51,7 @@ from stylenb import checks, psnr, sample_photo, show, to_pictures, to_tensor
 from stylenb.inference import denoise, invert
 from stylenb.pocket.scenes import draw_scene
 
-torch.set_grad_enabled(False)  # nothing is trained here; one cell below asks for gradients
+_ = torch.set_grad_enabled(False)  # nothing is trained; one cell below asks for gradients
 
 # %% [markdown]
 # ## 1. One matrix
@@ -412,9 +412,10 @@ for r in (1, 4, 16, 64):
 # %% [markdown]
 # **What it means.** At a fixed α, a LoRA of 16 times the rank learns about 16 times as fast in the
 # first step: more rows of B move, each as far. Dividing by the rank evens that out, so that one
-# learning rate does for all ranks, or nearly. Neither way is wrong. In the course, where α is the
-# number that counts, **rank and learning rate belong together**: whoever compares ranks at one α
-# and one learning rate compares learning rates (lesson 04).
+# learning rate does for all ranks, in the first step at least. (For a whole training some divide by
+# the root of the rank instead: `use_rslora` in peft.) Neither way is wrong. In the course, where α
+# is the number that counts, **rank and learning rate belong together**: whoever compares ranks at
+# one α and one learning rate compares learning rates (lesson 04).
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -580,16 +581,19 @@ print(f"{sum('.attn' in where for where in trained)} are projections of the atte
 print(f"counted {counted:,} parameters, the file has {size:,} bytes")
 
 # %% [markdown]
+# An alpha above 1? The course's LoRAs are trained at 1 and turned up when they are finished; lesson
+# 04 says why.
+#
 # How much has training changed? The size of a matrix is the root of the sum of its squares. We
-# print the size of the update as a share of that of $W$. **Predict:** which kind of layer has moved
-# most?
+# print the size of the update as a share of that of $W$, the largest first. **Predict:** which kind
+# of layer has moved most?
 
 # %%
 relative = {}
 for where, (A, B, alpha) in trained.items():
     kind = re.sub(r".*attentions\.\d+\.(transformer_blocks\.\d+\.)?", "", where)
     relative.setdefault(kind, []).append(float((alpha * A @ B).norm() / matrix(where).norm()))
-for kind, sizes in sorted(relative.items()):
+for kind, sizes in sorted(relative.items(), key=lambda item: -sum(item[1]) / len(item[1])):
     print(f"{kind:15s} update / W: {sum(sizes) / len(sizes):6.1%} on average")
 
 # %% [markdown]
@@ -673,6 +677,7 @@ def energy(matrix, count):
 
 
 energies = torch.stack([energy(A @ B, rank) for A, B, _ in trained.values()])
+before = torch.stack([energy(matrix(where), rank) for where in trained]).mean(0)
 noise = torch.randn(W.shape, generator=torch.Generator().manual_seed(3))
 
 figure = show.figure(
@@ -680,17 +685,17 @@ figure = show.figure(
     3,
     f"{first}: energy of the first k singular values",
     alt=f"Share of energy against k, up to {rank}. The updates of all layers climb to 100 % "
-    f"at k = {rank}; their mean has {float(energies.mean(0)[1]):.0%} at k = 1. The curves of W "
-    "itself and of random numbers stay below.",
+    f"at k = {rank}; their mean has {float(energies.mean(0)[1]):.0%} at k = 1. The curve of the W, "
+    "on average, stays far below, and that of random numbers below both.",
 )
 axes = figure.subplots()
 axes.plot(energies.T.numpy(), color="#4f7cac", alpha=0.15)
 axes.plot(energies.mean(0).numpy(), color="#1d3557", linewidth=2, label="updates, mean")
-axes.plot(energy(W, rank).numpy(), "--", color="#b5483a", label="one W itself")
+axes.plot(before.numpy(), "--", color="#b5483a", label="the W, mean")
 axes.plot(energy(noise, rank).numpy(), ":", color="black", label="random numbers")
 axes.set_xlabel("k")
 axes.set_ylabel("share of the energy")
-axes.legend(fontsize=8)
+axes.legend(fontsize=8, loc="center right")
 figure
 
 # %%
@@ -724,7 +729,7 @@ def write(where, W_new):
 def redraw_with_rank(k):
     """Our two pictures with every update of the style cut down to rank k."""
     for where, (A, B, alpha) in trained.items():
-        write(where, matrix(where) + keep_rank(alpha * A @ B, k))
+        write(where, matrix(where) + (keep_rank(alpha * A @ B, k) if k else 0))
     return redraw(plain)
 
 
@@ -745,13 +750,14 @@ full = by_rank[rank]
 for k in tried[:-1]:
     print(f"rank {k}: {psnr(by_rank[k], full):5.1f} dB from the picture with all of the style")
 enough = next((k for k in tried[:-1] if psnr(by_rank[k], full) >= 30), rank)
-print(f"hard to tell from it (30 dB) from rank {enough} on, of {rank}")
+print(f"above 30 dB, where it gets hard to tell them apart: from rank {enough} on, of {rank}")
 
 # %% [markdown]
 # **What it means.** Read three things off your numbers. How steep the curve is: a curve far above a
 # straight line says that the style leans on its first few patterns. Where the pictures stop
-# changing: that is the rank which this style needs *after* training. And how flat $W$ itself is:
-# the model is not of low rank at all, only what a style changes is forced to be.
+# changing: so much rank does for this style *after* training. And how $W$ itself compares: it leans
+# on its first patterns, too, but far less, and most of it lies in a long tail. The model is not of
+# low rank; what a style changes is forced to be.
 #
 # What this does not show: that an update of full rank would have come out low as well. This one had
 # no choice. Lesson 05 fine-tunes without LoRA, and there the question can be asked.
@@ -764,9 +770,9 @@ print(f"hard to tell from it (30 dB) from rank {enough} on, of {rank}")
 #   after training is a common way to shrink files.
 # - *Is the energy the importance?* No. A small singular value can sit where the picture is
 #   sensitive. That is why we look at pictures as well.
-# - *Why are the two curves of random numbers and W so low?* A random matrix has no favourite
-#   direction, so the first k of n singular values hold only a few times k / n of the energy. W
-#   began as random numbers, and training has not made it low.
+# - *Why is the curve of random numbers so low?* A random matrix has no favourite direction, so the
+#   first k of n singular values hold only a few times k / n of the energy. W began as random
+#   numbers; training has given it favourite directions, but not made it low.
 
 # %% [markdown]
 # ## 6. Merge and unmerge
@@ -873,22 +879,26 @@ print(f"and with the copies written back: {intact()} of {len(kept)}")
 
 # %%
 def milliseconds():
-    """The quickest of some noise predictions."""
+    """The quicker of two noise predictions."""
     times = []
-    for _ in range(8):
+    for _ in range(2):
         start = time.perf_counter()
         base.predict_noise(noisy, 500).cpu()
         times.append(1000 * (time.perf_counter() - start))
     return min(times)
 
 
-off = milliseconds()
-set_scale(base, first, 1.0)
-on = milliseconds()
-merge_lora(base, first)
-together = milliseconds()
-unmerge_lora(base)
-restore()
+times = []
+for _ in range(7):  # in turns, so that whatever else the machine does is shared fairly
+    set_scale(base, None)
+    off = milliseconds()
+    set_scale(base, first, 1.0)
+    on = milliseconds()
+    merge_lora(base, first)
+    times.append((off, on, milliseconds()))
+    unmerge_lora(base)
+    restore()
+off, on, together = torch.tensor(times).median(0).values.tolist()
 more = sum(A.numel() + B.numel() for A, B, _ in trained.values())
 share = more / sum(layer.weight.numel() for layer in layers.values())
 print(f"no LoRA {off:.1f} ms   detour {on:.1f} ms   merged {together:.1f} ms")
@@ -896,16 +906,16 @@ print(f"the detour: {share:.0%} more multiplications in these layers, ", end="")
 print(f"{on / off - 1:.0%} more time in all")
 
 # %% [markdown]
-# **What it means.** Merged, the model is as quick as without a LoRA, because it is the same model
-# with other numbers. The multiplications of the detour are few beside all that the UNet does, but
-# every one of these layers starts several small operations more, and starting them takes time too.
-# The smaller the layers, the more that counts. In exchange, a merged LoRA cannot be turned up or
-# down, and a saved merged model is a whole model: gigabytes for SD v1.5, instead of megabytes.
+# **What it means.** Merged, the model is about as quick as without a LoRA, because it is the same
+# model with other numbers. The multiplications of the detour are few beside all that the UNet does,
+# but every one of these layers starts several small operations more, and starting them takes time
+# too. The smaller the layers, the more that counts. In exchange, a merged LoRA cannot be turned up
+# or down, and a saved merged model is a whole model: gigabytes for SD v1.5, instead of megabytes.
 
 # %% [markdown]
 # ## 7. Alpha as a volume knob
 #
-# $\alpha$ was fixed in training, but nobody stops you from multiplying it by a **scale** later.
+# $\alpha$ is fixed in the file, but nobody stops you from multiplying it by a **scale** later.
 #
 # **Predict:** what will −1 do? And 2?
 
@@ -958,10 +968,12 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# **What it means.** Near 0 the effect grows in proportion to the scale. Far out, what lies between
-# these layers bends the line, and beyond 1 the model is where training has never been. How far a
-# style stays good differs from one to the next; look at yours. A negative scale is not the opposite
-# of a style. It moves the weights the other way, and what pictures that makes, nobody has trained.
+# **What it means.** At 0 and 1 the curve meets the dashed line because of how we measure. Between
+# and beyond it does so only roughly: what lies between these layers bends it. And above the α of
+# its training a LoRA is where training has never been, which these are at scale 1 already. How far
+# a style stays good differs from one to the next; look at yours. A negative scale is not the
+# opposite of a style. It moves the weights the other way, and what pictures that makes, nobody has
+# trained.
 #
 # Strength and scale together, with sliders. (On a page that only shows the notebook, you see the
 # picture but no sliders.)
