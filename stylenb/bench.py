@@ -58,7 +58,7 @@ from .training import Settings, train_style
 SCENES = 32
 DISTANCES = {
     "truth": "as the judge's network sees it",
-    "pixels": "in pixels, 1 - SSIM of Lab at three sizes",
+    "pixels": "in pixels (1 - SSIM of Lab at three sizes)",
 }
 
 
@@ -175,8 +175,8 @@ def bench_truth(
         heads = ["style", "kept", "LoRA", *baselines, "limit", "LoRA nearest"]
         lines += ["", f"Distance to the truth {how}:", "", *table(heads, rows[score]), ""]
         lines.append(
-            f"The LoRA is nearer than every baseline in {nearest[score]} of {len(loras)} styles, "
-            f"with intervals that do not overlap in {apart[score]}."
+            f"By distance {how}, the LoRA is nearer than every baseline in {nearest[score]} of "
+            f"{len(loras)} styles, with intervals that do not overlap in {apart[score]}."
         )
     times = ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items())
     return [*lines, "", f"Seconds in all: {times}."]

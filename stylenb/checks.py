@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from types import SimpleNamespace
 
 import torch
@@ -93,7 +94,7 @@ def _untouched(trial: tuple, given: list) -> bool:
 def _shape(value) -> tuple | str:
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
-    return () if isinstance(value, (int, float)) else type(value).__name__
+    return () if isinstance(value, Real) else type(value).__name__
 
 
 def _largest_difference(result, right) -> str:
@@ -577,7 +578,7 @@ def _predictions_inputs(generator):
 
 def _predictions_of_all_kinds(generator):
     kinds = [(inverted, guided) for inverted in (False, True) for guided in (False, True)]
-    return [(*_steps_inputs(generator), *kind) for kind in kinds]
+    return [(*_steps_inputs(generator), *kind) for kind in kinds] + [(20, 0.01, True, False)]
 
 
 def layer_scale(layer: str, groups: dict, scales: dict) -> float:
@@ -649,7 +650,7 @@ def _batches_inputs(generator):
 
 def _batches_without_a_rest(generator):
     count, limit, fixed, each = _batches_inputs(generator)
-    return [(count // 2 * 2, fixed + 2.5 * each, fixed, each)]
+    return [(count // 2 * 2, fixed + 2.5 * each, fixed, each), (7, 5.0, 2.0, 1.0)]
 
 
 def _batches_of(most: Callable) -> Callable:
@@ -697,6 +698,11 @@ def _maps_inputs(generator):
     height, width = _sizes(generator, 5, 12, 2)
     a = torch.rand(height, width, generator=generator) + 0.5
     return a, 0.6 * a + 0.3 * torch.rand(height, width, generator=generator) + 1
+
+
+def _opposite_maps(generator):
+    a, b = _maps_inputs(generator)
+    return [(a, 3 - b)]
 
 
 def standard_error(values: torch.Tensor) -> torch.Tensor:
@@ -779,7 +785,8 @@ def _settings_inputs(generator):
 
 def _asks_too_much(generator):
     kept, distance, _ = _settings_inputs(generator)
-    return [(kept, distance, 0.95)]
+    nearest = distance.argmin()  # of all of them, at first
+    return [(kept, distance, 0.95), (kept, distance, float(kept[nearest]))]
 
 
 # --- A1 how the pocket model was made
@@ -1584,6 +1591,9 @@ EXERCISES = {
             lambda n, s, i, g: (
                 int(n * s) * (2 if g else 1) + (int(n * s) if i else 0)
             ): "Close: int() always rounds down; take the nearest whole number of steps.",
+            lambda n, s, i, g: (
+                round(n * s) * (2 if g else 1) + (round(n * s) if i else 0)
+            ): "Nearly: at a very low strength, one step is run at least.",
             lambda n, s, i, g: steps_run(n, s): "Those are the steps: some need two predictions.",
         },
         also=_predictions_of_all_kinds,
@@ -1698,6 +1708,9 @@ EXERCISES = {
             lambda count, limit, fixed, each: batch_sizes(count, limit, fixed, each).flip(
                 0
             ): "The smaller batch comes last.",
+            _batches_of(
+                lambda limit, fixed, each: math.ceil((limit - fixed) / each) - 1
+            ): "What fits exactly does fit.",
         },
         also=_batches_without_a_rest,
     ),
@@ -1759,7 +1772,10 @@ EXERCISES = {
             lambda a, b: (
                 ((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std())
             ): "Nearly: .mean() divides by N and .std() by N - 1. Take sums and lengths (.norm()).",
+            lambda a, b: abs(correlation(a, b)): "Of two maps of which one rises where the other "
+            "falls, it is negative: keep the sign.",
         },
+        also=_opposite_maps,
     ),
     "standard_error": Exercise(
         standard_error,
@@ -1868,6 +1884,9 @@ EXERCISES = {
         {
             lambda k, d, m: int(d.argmin()): "That one does not keep enough: leave out those below "
             "the limit first.",
+            lambda k, d, m: (
+                int(d.masked_fill(k <= m, math.inf).argmin()) if (k > m).any() else int(k.argmax())
+            ): "Nearly: one that keeps just the least that is asked for keeps enough.",
             lambda k, d, m: int(k.argmax()): "That one keeps most. Of all that keep enough, take "
             "the one nearest to the truth.",
             lambda k, d, m: (

@@ -388,9 +388,10 @@ for score, label in (("edges", "outlines kept"), ("judge", "in the style, says t
 # %% [markdown]
 # **What it means.** Go along the rows, then along the columns, of the pictures as well as of the
 # numbers (which come from two pictures, so trust only large differences). A style that is too pale
-# can be helped by either knob, at different prices: strength pays with the photo's layout, scale
-# with drawing as nobody trained it to. A usual way to find a setting: leave scale at 1, raise the
-# strength until the layout breaks, take one step back, then correct with the scale.
+# can be helped by either knob, and both pay with outlines. Scale pays in another coin as well: far
+# above 1 the UNet draws as nobody trained it to (look at the corner at the bottom right). A usual
+# way to find a setting: leave scale at 1, raise the strength until the layout breaks, take one step
+# back, then correct with the scale.
 #
 # Lesson 07 asks which of these cells are worth having at all. Here are the sliders. (On a page that
 # only shows the notebook, you see the picture but no sliders.)
@@ -549,11 +550,11 @@ print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs(
 # decibels (lesson 01; 30 dB is hard to tell apart), and take the time as a share of that at the
 # base's usual setting.
 #
-# **Predict:** what takes twice the steps, takes it twice the time?
+# **Predict:** do twice the steps take twice the time?
 
 # %%
 tried = {"ddim": [5, 10, 30, 60], "inversion": [5, 10, 20, 40], "dpm": [3, 5, 10, 20]}
-many = {"ddim": 120, "inversion": 60, "dpm": 60}
+many = {"ddim": 120, "inversion": 120, "dpm": 120}
 pair = [photo, scene]
 rows = []
 for solver in solvers:
@@ -605,10 +606,12 @@ for solver in solvers:
 
 # %% [markdown]
 # **What it means.** Time goes with the predictions, on top of a part that is always there: encode,
-# decode, load. Quality does not: the first steps buy most. Look at what the numbers cannot say,
-# which is whether the picture of many steps is *better*, or only another one. With `"ddim"` and
-# `"dpm"`, few steps draw much the same picture, more coarsely. With `"inversion"`, an error on the
-# way up is an error in the noise, and comes down again as a change of the photo.
+# decode, load. More steps keep bringing the picture nearer, at no fixed rate. Where does the
+# course's own default stand (`base.default_steps` steps of `base.default_solver`)? Below the dashed
+# line it is a compromise with time. And look at what the numbers cannot say, which is whether the
+# picture of many steps is *better*, or only another one. With `"ddim"` and `"dpm"`, few steps draw
+# much the same picture, more coarsely. With `"inversion"`, an error on the way up is an error in
+# the noise, and comes down again as a change of the photo.
 
 # %%
 show.sheet(
@@ -657,15 +660,16 @@ both, blocks = ("self", "cross"), ("down", "mid", "up")
 choices = {"all": 1.0}
 choices |= {f"no {g}": {g: 0.0} for g in both}
 choices |= {f"only {g}": {one: float(one == g) for one in blocks} for g in blocks}
+choices["no LoRA"] = 0.0
 drawn = {label: redraw(pair, scale=scale) for label, scale in choices.items()}
 show.sheet(
     [pictures[i] for i in (0, 1) for pictures in drawn.values()],
     list(choices) * 2,
     columns=len(choices),
-    width=1.0,
+    width=0.9,
     title=f"{name}, in some of its layers only",
     alt="A photograph and a landscape in the style; then without the LoRA in one kind of "
-    "attention, and with the LoRA in the down, mid or up blocks only.",
+    "attention, with the LoRA in the down, mid or up blocks only, and without the LoRA.",
 )
 
 # %%
@@ -673,10 +677,11 @@ for label, pictures in drawn.items():
     print(f"{label:11s} {scores.psnr(pictures, drawn['all']):5.1f} dB from the picture with all")
 
 # %% [markdown]
-# **What it means.** The nearer to the picture with all, the less is missed. Compare with the shares
-# above: a share of the *weights* is not a share of the *effect*. Use it like this: where a style
-# breaks the layout, turn down the group that sees the picture smallest; where only its marks are
-# too loud, the one that draws them. What helps is found by trying.
+# **What it means.** The nearer to the picture with all, the less is missed; the last line, without
+# the LoRA, is what missing everything comes to. Compare with the shares above: a share of the
+# *weights* is not a share of the *effect*. What it is good for: where a style breaks the layout, or
+# its marks are too loud, see whether one of the groups does it, and turn that one down. Which one
+# is found by trying.
 #
 # ### Exercise 2: the scale of a layer
 # `groups` says which part of a layer's name stands for a group, such as `"up"`: `"up_blocks"`.
@@ -777,8 +782,8 @@ print(f"{loud} is {float(loudness.max() / loudness.min()):.2f} times as loud as 
 # ### Exercise 3: fair weights
 # Given are the loudness of each style and the share that each is to have; the shares add up to 1.
 # At weight *w*, a style of loudness *l* is about *w × l* loud. Find the weights at which each style
-# is as loud as its share of the **mean loudness**. Then the mix as a whole is about as loud as one
-# style is, and with equally loud styles the weights are the shares.
+# is as loud as its share of the **mean loudness**. Then their loudnesses add up to that of one
+# style, and with equally loud styles the weights are the shares.
 
 
 # %% tags=["exercise"]
@@ -812,7 +817,9 @@ for share in shares:
     mix = {files[one]: weight for one, weight in zip(files, fair) if weight}
     drawn.append(redraw(pair, mix))
     labels.append(f"{share:.0%} : {1 - share:.0%}")
-    print(f"{labels[-1]:12s}" + "   ".join(f"{one} × {w:.2f}" for one, w in zip(files, fair)))
+    together = moved({one: w for one, w in zip(files, fair) if w})
+    listed = "   ".join(f"{one} × {w:.2f}" for one, w in zip(files, fair))
+    print(f"{labels[-1]:12s}{listed}   moves the prediction by {together:.1%}")
 show.sheet(
     [pictures[i] for i in (0, 1) for pictures in drawn],
     labels * 2,
@@ -826,11 +833,10 @@ show.sheet(
 # %% [markdown]
 # **What it means.** A mix is not a blend of two pictures. Both updates pull at the same layers in
 # every step, and what comes of it may be a third manner, or one may win after all: loudness is a
-# mean over everything, and says nothing of *where* a style is loud. The exact sum is the fair
-# beginning; then turn a weight by ear.
-#
-# Two whole styles at weight 1 each are twice as loud as anything that was trained. Try
-# `redraw(pair, {style: 1, other: 1})`.
+# mean over everything, and says nothing of *where* a style is loud. Nor do loudnesses simply add
+# up: compare the last column in the middle with that at the ends. Where two styles pull in
+# different directions, part of it cancels, and the mix is paler than either. The exact sum is the
+# fair beginning; then turn the weights by eye. Try `redraw(pair, {style: 1, other: 1})`.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
