@@ -197,9 +197,11 @@ def test_sd15_in_small():
 
 
 def test_memory(tiny_folder):
+    ballast = torch.ones(750_000_000)  # 3 GB here are no memory of the process that is measured
     lines = bench.bench_memory(tiny_folder, ["L2"])
+    del ballast
     ((_, peak),) = cells(lines, "L2")
-    assert 200 < float(peak) < 4000
+    assert 200 < float(peak) < 2500
 
 
 # --- the command line ---
