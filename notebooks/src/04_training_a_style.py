@@ -1348,8 +1348,10 @@ for name in full:
 # Do pictures and scores bear this out in your run? Go through the rows by the rule: what is beyond
 # twice its ±, and is there a second witness? Expect little to remain. Most of the style came from
 # L2; what the other two add is less than it looks in the formula, and whether L2 should go first,
-# twelve scenes and one run each may not be able to tell. And *+ style loss* is section 5's run with
-# half of the steps: did the other half pay?
+# twelve scenes and one run each may not be able to tell. Other styles answer more clearly: neon
+# does not get its dark ground without the style loss, and pointillism lost its dots in most runs in
+# which it set in too early, which is why `picture_from` is where it is. And *+ style loss* is
+# section 5's run with half of the steps: did the other half pay?
 #
 # What style loss does when nothing holds it, the next section shows.
 
