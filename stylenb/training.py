@@ -108,7 +108,7 @@ class Settings(LoopSettings):
     rank: int = 8
     layers: str = "transformer"  # that get a LoRA, or "attention": see add_lora
     alpha: float = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
-    final_alpha: float = 1.3  # of the finished LoRA: turned up, the style prevails over the photo
+    final_alpha: float = 1.5  # of the finished LoRA: turned up, the style prevails over the photo
     timesteps: int = 800  # the L2 is taken below this one, where stylising begins
     lpips_weight: float = 0.04
     style_weight: float = 0.3
