@@ -402,7 +402,8 @@ def bench_styles(
     heads = ["style", "seconds", "judged right", "without LoRA", "to the truth", "photo", "plain"]
     heads += ["LPIPS to the truth", "photo", "plain"]
     return [
-        f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}; {count} scenes "
+        f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}, alpha "
+        f"{settings.final_alpha:g} when finished; {count} scenes "
         f"redrawn at strength {base.default_strength:g}, {base.default_steps} steps of "
         f"{base.default_solver}. Distances to "
         "the true rendering: of the LoRA's picture, of the *photo* as it was, and of *plain* "
