@@ -695,7 +695,7 @@ axes.plot(before.numpy(), "--", color="#b5483a", label="the W, mean")
 axes.plot(energy(noise, rank).numpy(), ":", color="black", label="random numbers")
 axes.set_xlabel("k")
 axes.set_ylabel("share of the energy")
-axes.legend(fontsize=8, loc="center right")
+axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.66))
 figure
 
 # %%
