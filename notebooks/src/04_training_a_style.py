@@ -1270,8 +1270,8 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in louder.values()],
     list(louder),
     columns=len(louder),
-    width=0.9,
-    title=f"The LoRA of section 5 at several alphas; it was saved with {defaults.final_alpha:g}",
+    width=0.8,
+    title="One LoRA at several alphas",
     alt="A scene, a cat and a cup of coffee, redrawn with the same LoRA at rising alpha: more and "
     "more of the style.",
 )
