@@ -1258,7 +1258,8 @@ print(
 print(f"on the others, {rank - 1} of {int(allowed.sum())} settings that keep enough are nearer")
 
 # %% [markdown]
-# Is the lead smaller on the other scenes, or gone? That part of it was luck.
+# Is the lead smaller on the other scenes, or gone? Then that part of it was luck. If it has grown,
+# that is luck as well: six scenes are few.
 
 # %% [markdown]
 # ## 8. Look again
