@@ -155,7 +155,7 @@ def test_styles(tiny_folder):
     assert len(row) == len(cells(lines, "style")[0])
     assert all(0 < numbers(cell)[0] < 10 for cell in row[4:])
     assert row[4] != row[6]  # the LoRA was on
-    assert lines[0].startswith("2 steps of 2, rank 2; 2 scenes")
+    assert lines[0].startswith("2 steps of 2, rank 2, alpha 1.5 when finished; 2 scenes")
 
 
 def test_speed(tiny_folder):
