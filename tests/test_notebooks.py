@@ -22,7 +22,7 @@ def test_notebook_runs(source, edition, tmp_path):
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("--nbmake", "--nbmake-timeout=300", "--overwrite", str(copy)),
+            *("--nbmake", "--nbmake-timeout=900", "--overwrite", str(copy)),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "STYLENB_QUICK": "1"},
