@@ -1214,7 +1214,7 @@ show.sheet(
 from stylenb import lpips_distance
 from stylenb.scores import load_judge, style_probabilities
 
-scenes = [draw_scene(seed, size).picture for seed in range(12)]
+scenes = [draw_scene(seed, size).picture for seed in range(min(12, budget(160)))]
 subjects = scenes + watched[1:]  # twelve scenes to score, and two photographs to look at
 truths = [apply_style(style, picture) for picture in subjects]
 judged = load_judge()[1].index(style)
