@@ -604,3 +604,26 @@ class Checkpoints:
     def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         for name, p in self.parameters.items():
             p.copy_(weights[name])
+
+
+@contextlib.contextmanager
+def kept_activations(*modules: torch.nn.Module):
+    """Inside, count what autograd saves for the way back, but for the modules' own weights.
+
+    Gives a dictionary that fills while the context is open: a number for each storage -> its bytes.
+    Shapes are enough: it works on the meta device too. Taught in lesson 05.
+    https://docs.pytorch.org/docs/stable/autograd.html#saved-tensors-hooks
+    """
+    kept: dict[int, int] = {}
+    weights: set[int] = set()
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if not weights:  # late, since a LoRA may be added inside
+            weights.update(p.untyped_storage()._cdata for m in modules for p in m.parameters())
+        storage = tensor.untyped_storage()  # several tensors may be views of one
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        yield kept

@@ -289,6 +289,26 @@ def test_gradient_checkpointing_changes_the_memory_only(tiny):
         assert torch.allclose(value, found[1][key], atol=1e-4), key
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_kept_activations_are_counted_once_and_without_the_weights(device):
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2), torch.nn.Tanh()
+    ).to(device)
+    pictures, float32 = torch.zeros(5, 3, device=device), 4
+
+    def counted() -> int:
+        with training.kept_activations(layers) as kept:
+            out = layers(pictures)  # its graph has to live while it is counted
+        assert out.requires_grad
+        return sum(kept.values())
+
+    # the input, and what each tanh made: the first of these is also the second layer's input
+    assert counted() == float32 * (5 * 3 + 5 * 4 + 5 * 2)
+    layers[0].requires_grad_(False)  # then its input is not needed, nor the first tanh's output
+    layers[2].weight.requires_grad_(False)
+    assert counted() == float32 * 5 * 2  # the bias still wants the gradient of the last tanh
+
+
 def test_half_precision_bases_train_too(tiny_folder, monkeypatch):
     # as on a GPU without bfloat16: no autocast, and a scaler
     monkeypatch.setattr(training, "autocast", lambda device: contextlib.nullcontext())

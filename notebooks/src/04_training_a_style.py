@@ -1316,7 +1316,7 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=0.9,
+    width=0.8,
     title=f"What each term brings, after {short.steps} steps",
     alt="A scene, a cat and a cup of coffee in rows: the original, the base alone, L2 alone, "
     "with LPIPS, with LPIPS and style loss, the same with all of them from the start, and the true "
@@ -1390,7 +1390,7 @@ show.sheet(
     [drawn[row] for row in (0, -2, -1) for drawn in compared.values()],
     list(compared),
     columns=len(compared),
-    width=1.0,
+    width=0.85,
     title=f"Balanced, and far too much, after {brief.steps} steps",
     alt="A scene, a cat and a cup of coffee: the original, the balanced run, one with a hundred "
     "times the style loss, and one with a hundred times the LPIPS.",

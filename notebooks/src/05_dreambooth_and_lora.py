@@ -641,7 +641,7 @@ print(f" {held / numbers:.0f} of AdamW")
 
 # %%
 @contextmanager
-def counting(*modules):
+def kept_activations(*modules):
     """Inside, counts what is saved for the way back, but for the modules' weights: id -> bytes."""
     kept, weights = {}, set()
 
@@ -698,7 +698,7 @@ from stylenb.lora import remove_lora, save_lora
 saved, pace = {}, {}
 for name, settings in methods.items():
     few = replace(settings, steps=3, flip=False)
-    with counting(base.unet, base.text_encoder) as kept:
+    with kept_activations(base.unet, base.text_encoder) as kept:
         train(replace(few, steps=1, accumulate=1), instance[:4], prior[:4], progress=False)
     saved[name] = sum(kept.values())
     undo(settings)
@@ -954,7 +954,7 @@ condition = torch.zeros(1, 77, SD15["text"]["hidden_size"], device="meta")
 
 def one_step():
     """Of one training step: bytes of activations, and operations in TFLOP, as the UNet is now."""
-    with FlopCounterMode(display=False) as operations, counting(unet) as kept:
+    with FlopCounterMode(display=False) as operations, kept_activations(unet) as kept:
         output = unet(latents, torch.zeros(1, device="meta"), condition).sample
         activations = sum(kept.values())
         output.sum().backward()
@@ -1019,11 +1019,11 @@ claim("LoRA: a file of 10-20 MB (elsewhere)", "MB", files, 10, 20)
 claim("Full fine-tuning: 860 million trained", "million", {"UNet": million["full UNet"]}, 855, 865)
 activations = work["full UNet"][0]
 needed = {
-    "AdamW": large["full UNet"][1] / 1e9 + activations,
+    "AdamW at batch 1": large["full UNet"][1] / 1e9 + activations,
     "8-bit AdamW": large["full UNet"][2] / 1e9 + activations,
-    "AdamW and a prior picture": large["full UNet"][1] / 1e9 + 2 * activations,
+    "AdamW with a prior picture": large["full UNet"][1] / 1e9 + 2 * activations,
 }
-claim("Full fine-tuning: about 24 GB needed", "GB at batch 1, 512 px", needed, 21, 27)
+claim("Full fine-tuning: about 24 GB needed", "GB at 512 px", needed, 21, 27)
 wide = ("full UNet", "full UNet + text encoder", "transformer blocks", "attention")
 figures = {name: million[name] for name in wide}
 claim("DreamBooth: 100-200 million trained", "million", figures, 100, 200)

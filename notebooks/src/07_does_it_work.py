@@ -951,7 +951,8 @@ figure = show.figure(
     "img2img, colours, latent AdaIN, Gatys, and the photo as one point. A dotted line marks the "
     "limit of the autoencoder, a star the LoRA's default.",
 )
-for axes, score in zip(figure.subplots(1, 2), ("truth", "pixels")):
+witnesses = {"truth": "as the judge's network sees it", "pixels": "in pixels"}
+for axes, (score, by) in zip(figure.subplots(1, 2), witnesses.items()):
     for method, rows in curves.items():
         for row in rows:
             scatter(
@@ -966,7 +967,7 @@ for axes, score in zip(figure.subplots(1, 2), ("truth", "pixels")):
     axes.axhline(
         float(limit[score].mean()), color="black", linestyle=":", linewidth=1, label="limit"
     )
-    axes.set_title(f"distance to the truth by {score}", fontsize=9)
+    axes.set_title(f"distance to the truth {by}", fontsize=9)
     axes.set_xlabel("kept")
     axes.grid(alpha=0.3)
     axes.set_ylim(0)
@@ -1372,6 +1373,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from stylenb.bench import SD15
 from stylenb.dreambooth import trainable
 from stylenb.lora import TARGETS
+from stylenb.training import kept_activations
 
 with torch.device("meta"):
     unet = UNet2DConditionModel(**SD15["unet"])
@@ -1428,8 +1430,8 @@ print(f"DreamBooth of this base: {bytes_each:.2f} bytes for each of {in_it:,} nu
 # %% [markdown]
 # Memory: for each trained number there are, in float32, the number, its gradient and two of
 # AdamW's, 16 bytes; with an 8-bit AdamW 10. On top come the **activations**, what the forward pass
-# keeps for the way back. Even those can be counted on the meta device: torch tells us of every
-# tensor that it keeps.
+# keeps for the way back. Even those can be counted on the meta device, by the hook of lesson 05:
+# torch calls it for every tensor that it keeps.
 
 
 # %%
@@ -1442,18 +1444,9 @@ def run_unet(batch=1):
 
 def activations(batch):
     """Bytes that one forward pass in float32 keeps for the way back."""
-    own = {p.untyped_storage()._cdata for p in unet.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes(), tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_activations(unet) as kept:
         run_unet(batch)
-    return sum(n for n, _ in kept.values())
+    return sum(kept.values())
 
 
 unet.train()
