@@ -1,0 +1,422 @@
+"""What a lesson writes out and what stylenb has are the same: to the same numbers, not by word.
+
+The definitions are taken from the lessons' sources as they stand (the solutions, where there are
+exercises) and are given the tiny model. A lesson that says "stylenb does just this" is held to it.
+"""
+
+import ast
+import contextlib
+import copy
+import random
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+import stylenb
+from stylenb import inference, losses, scores, training
+from stylenb.authoring import sources
+from stylenb.lora import GROUPS, add_lora, export_lora, merge_lora, set_scale
+from stylenb.training import Settings, train_style
+
+SEED = random.Random().randrange(10**6)  # other shapes and numbers every time; shown on failure
+
+
+def lesson(number: str, *values: str, **given):
+    """What lesson `number` defines: its imports, functions and classes.
+
+    values: names that the lesson computes at top level, from `given` and from what it defines; the
+    statements that set them are run too, in their order.
+    """
+    (source,) = (path for path in sources() if path.name.startswith(number))
+    statements = ast.parse(source.read_text("utf-8")).body
+
+    def sets(statement) -> set[str]:
+        stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+        return {node.id for node in stored if isinstance(node.ctx, ast.Store)}
+
+    names = dict(given)
+
+    def run(statement):
+        exec(compile(ast.Module([statement], []), source.name, "exec"), names)
+
+    for statement in statements:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            run(statement)
+    names |= given
+    for statement in statements:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            with contextlib.suppress(NameError):  # a default that the lesson computes: left out
+                run(statement)
+    for statement in statements:
+        if isinstance(statement, (ast.Assign, ast.With)) and sets(statement) & {*values}:
+            run(statement)
+    return SimpleNamespace(**names)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(SEED + seed))
+
+
+def pictures(count, side=64, seed=0):
+    """Random patches of colour."""
+    patches = np.random.default_rng(SEED + seed).integers(0, 256, (count, 4, 4, 3), np.uint8)
+    return [Image.fromarray(p).resize((side, side), Image.Resampling.BILINEAR) for p in patches]
+
+
+def near(ours, theirs, tolerance=1e-5):
+    torch.testing.assert_close(
+        torch.as_tensor(ours, dtype=torch.float64),
+        torch.as_tensor(theirs, dtype=torch.float64),
+        rtol=tolerance,
+        atol=tolerance,
+        msg=lambda text: f"{text}\nseed {SEED}",
+    )
+
+
+@pytest.fixture
+def base(tiny):
+    """The tiny model with a UNet of its own."""
+    own = copy.copy(tiny)
+    own.unet = copy.deepcopy(tiny.unet)
+    return own
+
+
+@pytest.fixture
+def with_loras(base):
+    """The same with two LoRAs, "one" and "two", that both do something."""
+    for seed, name in enumerate(("one", "two")):
+        add_lora(base, name, rank=2 + seed, alpha=0.5 + seed)
+    with torch.no_grad():
+        for i, (key, p) in enumerate(base.unet.named_parameters()):
+            if "lora_" in key:
+                p.copy_(0.1 * randn(*p.shape, seed=i))
+    set_scale(base, None)
+    return base
+
+
+def in_formula(layer, name):
+    """A (in, r), B (r, out) and alpha of W' = W + alpha A B."""
+    A, B = layer.lora_A[name].weight.T.detach(), layer.lora_B[name].weight.T.detach()
+    return A, B, layer.lora_alpha[name] / layer.r[name]
+
+
+# --- 01 and A1 ---
+
+
+@pytest.mark.parametrize("number", ["01", "A1"])
+def test_psnr(number):
+    (a,), (b,) = pictures(1), pictures(1, seed=1)
+    tensors = (stylenb.to_tensor(picture) for picture in (a, b))
+    near(lesson(number).psnr(*tensors), scores.psnr(a, b))
+
+
+def test_noise_of_the_appendix(tiny):
+    x, noise = randn(2, 3, 4, 4), randn(2, 3, 4, 4, seed=1)
+    its, kept = lesson("A1"), tiny.scheduler.alphas_cumprod[321]
+    noisy = its.add_noise_at(x, noise, kept)
+    near(noisy, tiny.scheduler.add_noise(x, noise, torch.tensor([321, 321])))
+    near(
+        its.clean_estimate(noisy, noise, kept),
+        losses.estimate_x0(tiny.scheduler, noisy, noise, torch.tensor([321, 321])),
+    )
+
+
+# --- 02: the schedule and the loop ---
+
+
+def test_the_schedule(tiny):
+    its, scheduler = lesson("02", base=tiny), tiny.scheduler
+    t = torch.tensor([0, 7, 250, 500, 999])
+    x, noise = randn(5, 4, 8, 8), randn(5, 4, 8, 8, seed=1)
+    noisy = its.add_noise(scheduler, x, noise, t)
+    near(noisy, scheduler.add_noise(x, noise, t))
+    near(its.snr(scheduler, t), losses.snr(scheduler, t))
+    near(
+        its.estimate_x0(scheduler, noisy, noise, t),
+        losses.estimate_x0(scheduler, noisy, noise, t),
+    )
+
+
+def test_a_step_is_diffusers_own(tiny):
+    its, scheduler = lesson("02", base=tiny), DDIMScheduler.from_config(tiny.scheduler.config)
+    scheduler.set_timesteps(10)
+    timesteps = its.timesteps_for(10)
+    assert timesteps == scheduler.timesteps.tolist()
+    noisy, noise = randn(2, 4, 8, 8), randn(2, 4, 8, 8, seed=1)
+    for t, previous in pairwise(timesteps):
+        near(
+            its.ddim_step(scheduler, noisy, noise, t, previous),
+            scheduler.step(noise, t, noisy).prev_sample,
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strength", [0.04, 0.62, 0.8, 1])
+def test_the_loop_up_and_down(strength, tiny):
+    its = lesson("02", "timesteps", base=tiny)
+    steps = len(its.timesteps)
+    latents = randn(2, 4, 8, 8)
+    near(
+        its.redraw(latents, strength, seed=5)[1],
+        inference.denoise(tiny, latents, strength, steps, seed=5, solver="ddim"),
+        tolerance=1e-4,
+    )
+    inverted = inference.invert(tiny, latents, strength, steps)
+    near(its.invert(latents, strength), inverted, tolerance=1e-4)
+
+
+# --- 03: LoRA ---
+
+
+@torch.no_grad()
+def test_the_layer_is_pefts(base):
+    rank, alpha = random.Random(SEED).randrange(1, 9), random.Random(SEED).uniform(-2, 2)
+    ours, plain = copy.copy(base), copy.deepcopy(base.unet)
+    ours.unet = copy.deepcopy(base.unet)
+    added = lesson("03", "TARGETS").replace_projections(ours.unet, rank, alpha, seed=1)
+    parameters = add_lora(base, "mine", rank, alpha)
+    layers = {key: m for key, m in base.unet.named_modules() if hasattr(m, "lora_A")}
+    assert set(layers) == set(added)
+    for i, (key, layer) in enumerate(added.items()):
+        layer.B.copy_(0.2 * randn(*layer.B.shape, seed=i))
+        layers[key].lora_A["mine"].weight.copy_(layer.A.T)
+        layers[key].lora_B["mine"].weight.copy_(layer.B.T)
+    noisy = randn(2, 4, 8, 8)
+    prediction = ours.predict_noise(noisy, 500)
+    near(prediction, base.predict_noise(noisy, 500))
+    with base.as_loaded():  # and both do something
+        assert not torch.allclose(prediction, base.predict_noise(noisy, 500), atol=1e-3)
+
+    shapes = [layers[key].base_layer.weight.shape for key in layers]
+    its = lesson("03")
+    assert its.lora_parameters(shapes, rank) == sum(p.numel() for p in parameters)
+    assert lesson("05", unet=plain).lora_count(rank) == sum(p.numel() for p in parameters)
+    config = base.unet.peft_config["mine"]
+    near(its.convert_alpha(alpha, rank, "course", "peft"), config.lora_alpha)
+
+
+@torch.no_grad()
+def test_one_and_two_in_the_weights(with_loras):
+    its = lesson("03", base=with_loras)
+    layers = {key: m for key, m in with_loras.unet.named_modules() if hasattr(m, "lora_A")}
+    before = {key: layer.base_layer.weight.clone() for key, layer in layers.items()}
+    x = randn(3, 5)
+    found = its.pairs("one")
+    merge_lora(with_loras, "one", 0.7)
+    for key, layer in layers.items():
+        A, B, alpha = in_formula(layer, "one")
+        near(found[key][0], A)
+        near(found[key][1], B)
+        near(found[key][2], alpha)
+        near(its.merge(before[key], A, B, 0.7 * alpha), layer.base_layer.weight)
+        x = randn(3, len(A))
+        near(
+            its.lora_forward(x, before[key].T, A, B, 0.7 * alpha),
+            torch.nn.functional.linear(x, layer.base_layer.weight),
+        )
+    stylenb.lora.unmerge_lora(with_loras)
+    merge_lora(with_loras, {"one": 1.0, "two": -0.5})
+    for key, layer in layers.items():
+        (A1, B1, alpha1), (A2, B2, alpha2) = (in_formula(layer, name) for name in ("one", "two"))
+        both = its.add_two(before[key].T, A1, B1, alpha1, A2, B2, -0.5 * alpha2)
+        near(both.T, layer.base_layer.weight)
+
+
+# --- 04: losses and the loop ---
+
+
+@torch.no_grad()
+def test_the_three_losses(tiny):
+    style = stylenb.to_tensor(pictures(5))
+    images, content = stylenb.to_tensor(pictures(6, seed=1)).split(3)
+    its = lesson(
+        *("04", "net", "targets", "of_style", "variance", "lengths", "scatter"),
+        base=tiny,
+        style_images=style,
+    )
+    library = losses.PictureLosses(style)
+    lpips, distance = library(images, content)
+    near(its.lpips(its.tones(images), its.tones(content)), lpips, tolerance=1e-4)
+    near(its.style_loss(images), distance, tolerance=1e-4)
+    near(its.gram(randn(2, 5, 3, 4)), losses.gram(randn(2, 5, 3, 4)))
+    t = torch.tensor([3, 400, 800])
+    near(its.trust(tiny.scheduler, t), losses.snr(tiny.scheduler, t).clamp(max=1))
+    a, b = randn(3, 4, 8, 8), randn(3, 4, 8, 8, seed=1)
+    near(its.l2(a, b), losses.noise_loss(a, b, t, tiny.scheduler).mean())
+
+
+def test_the_rate_and_the_order():
+    its, settings = lesson("04"), Settings(steps=50, warmup=7, learning_rate=0.3)
+    for step in range(50):
+        near(its.rate_at(step, 50, 0.3, 7), training.rate_at(step, settings))
+    row = torch.cat([its.order_at(step, 3, 5) for step in range(10)]).view(6, 5)  # six epochs
+    theirs = training.order_at(0, 5, 0, 30).view(6, 5)
+    for epoch in (*row, *theirs):
+        assert sorted(epoch.tolist()) == list(range(5))
+
+
+def test_the_loop_is_the_librarys(base):
+    """With the library's order of the pictures, which comes from another seed."""
+    settings = Settings(
+        **dict(rank=2, steps=5, batch_size=2, picture_batch=1, warmup=2, learning_rate=0.01),
+        **dict(
+            picture_from=0.0,
+            picture_timesteps=1000,
+            flip=False,
+            final_alpha=1.0,
+            lpips_weight=0.3,
+            style_weight=0.2,
+        ),
+    )
+    style, content = pictures(5), pictures(4, seed=1)
+    ours = copy.copy(base)
+    ours.unet = copy.deepcopy(base.unet)
+    history = train_style(base, style, content, "mine", settings, progress=False)
+
+    style_images, content_images = map(stylenb.to_tensor, (style, content))
+    its = lesson(
+        *("04", "net", "targets", "of_style", "variance", "lengths", "scatter"),
+        base=ours,
+        style_images=style_images,
+        content_images=content_images,
+        style_latents=torch.cat([base.encode(one[None]) for one in style_images]),
+        content_latents=torch.cat([base.encode(one[None]) for one in content_images]),
+        weights={"noise": 1.0, "lpips": 0.3, "style": 0.2},
+        **dict(batch=2, extra=1),
+    )
+    names = its.train.__globals__
+    names["order_at"] = lambda step, size, count: training.order_at(
+        settings.seed + (count == len(content)), count, step * size, size
+    )
+    rows = its.train(settings, "mine")
+    for term in ("noise", "lpips", "style"):
+        near([row[term] for row in rows], [row[term] for row in history.rows], tolerance=1e-3)
+    weights = (
+        torch.cat([p.flatten() for key, p in one.unet.named_parameters() if ".mine." in key])
+        for one in (ours, base)
+    )
+    mine, theirs = (w.detach() for w in weights)
+    assert (mine - theirs).norm() < 0.01 * theirs.norm(), f"seed {SEED}"
+
+
+def test_parts_of_a_batch(tiny):
+    whole = losses.noise_loss(randn(5, 4, 8, 8), randn(5, 4, 8, 8, seed=1), None, tiny.scheduler)
+    means = torch.stack([part.mean() for part in whole.split([3, 2])])
+    near(lesson("04").accumulated(means, torch.tensor([3, 2])).sum(), whole.mean())
+
+
+# --- 05: DreamBooth ---
+
+
+def test_prior_preservation_and_drift(tiny):
+    its = lesson("05")
+    noise, predicted = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1)
+    t = torch.tensor([1, 50, 200, 400, 600, 990])
+    for gamma in (None, 5.0):
+        first, second = losses.noise_loss(predicted, noise, t, tiny.scheduler, gamma).split(3)
+        wanted = first.mean() + 0.4 * second.mean()
+        if gamma is None:
+            near(its.preserved_loss(predicted, noise, 0.4), wanted)
+        else:
+            errors, ratio = (
+                ((predicted - noise) ** 2).mean((1, 2, 3)),
+                losses.snr(tiny.scheduler, t),
+            )
+            near(its.min_snr_halves(errors, ratio, gamma, 0.4), wanted)
+    before, after, noise = (randn(2, 3, 4, 8, 8, seed=i) for i in range(3))
+    found = its.drift_of(before, after, noise)
+    kinds = (scores.NoisePredictions(one, noise) for one in (before, after))
+    near(found, scores.prior_drift(*kinds))
+
+
+def test_the_activations(base):
+    def kept(count):
+        with count(base.unet) as found:
+            prediction = base.predict_noise(randn(1, 4, 8, 8), 500)
+        assert prediction.requires_grad
+        return sum(found.values())
+
+    add_lora(base, "mine", 2)
+    assert kept(lesson("05").kept_activations) == kept(training.kept_activations) > 0
+
+
+# --- 06: using it ---
+
+
+@torch.no_grad()
+def test_the_noise_that_draws_the_photo(with_loras):
+    latents = randn(2, 4, 8, 8)
+    scheduler = DDIMScheduler.from_config(with_loras.scheduler.config)
+    scheduler.set_timesteps(20)
+    its = lesson("06", base=with_loras)
+    set_scale(with_loras, "one")  # which has no say in it
+    near(
+        its.inverted_noise(latents, scheduler.timesteps[-16:].tolist()),
+        inference.invert(with_loras, latents, 0.8, 20),
+        tolerance=1e-4,
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("solver", ["ddim", "inversion"])
+@pytest.mark.parametrize(("steps", "strength"), [(20, 0.8), (10, 0.04), (7, 0.5)])
+def test_what_a_picture_costs(solver, steps, strength, tiny):
+    its, calls = lesson("06"), []
+    hook = tiny.unet.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    inference.denoise(tiny, randn(1, 4, 8, 8), strength, steps, solver=solver)
+    hook.remove()
+    assert its.unet_predictions(steps, strength, solver == "inversion", False) == len(calls)
+
+
+def test_groups_of_layers(with_loras):
+    its, scales = lesson("06", base=with_loras), {"self": 0.5, "up": 2.0, "cross": -1.0}
+    set_scale(with_loras, "one", scales)
+    layers = its.lora_layers("one")
+    factors = {key: its.layer_scale(key, GROUPS, scales) for key in layers}
+    assert {0.5, 1.0, -1.0, -2.0} <= {*factors.values()}
+    for key, layer in layers.items():
+        near(layer.scaling["one"], factors[key] * in_formula(layer, "one")[2])
+
+
+def test_kept_colours_and_names_for_others(with_loras, tmp_path):
+    its = lesson("06")
+    (photo,), (picture,) = pictures(1), pictures(1, seed=1)
+    ours, theirs = its.keep_colours(photo, picture), inference.with_colours_of(photo, picture)
+    assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
+    named, kohya = (load_file(path) for path in export_lora(with_loras, "one", tmp_path))
+    assert {its.kohya_key(key) for key in named} == {k for k in kohya if not k.endswith(".alpha")}
+
+
+# --- 07: scores ---
+
+
+def test_scores_and_their_errors():
+    its = lesson("07", size=64)
+    (a,), (b,) = pictures(1), pictures(1, seed=1)
+    agreement = its.correlation(its.outlines(np.asarray(a)), its.outlines(np.asarray(b)))
+    near(agreement, scores.edge_agreement(a, b)[0])
+    values = randn(9)
+    near(its.standard_error(values), scores.mean_and_error(values)[1])
+    near(its.ends(values), scores.interval(values))
+    low, high = its.paired_interval(values, values - randn(9, seed=1), its.reach(9))
+    near((low, high), scores.interval(randn(9, seed=1)))
+
+
+def test_curves_and_what_lies_on_them():
+    its, points = lesson("07"), randn(30, 2).mul(3).round()  # some of them equal
+    assert its.unbeaten(points).nonzero().flatten().tolist() == sorted(scores.pareto(points))
+    rows = [
+        {"strength": s, "edges": torch.full((4,), e), "truth": randn(4, seed=i) - 9 * i}
+        for i, (s, e) in enumerate([(0.2, 0.9), (0.8, 0.4)])
+    ]
+    kept, score = ([row[name] for row in rows] for name in ("edges", "truth"))
+    near(
+        its.at_content(float(kept[0].mean()), float(kept[1].mean()), *score, content=0.6),
+        scores.at_equal_content(rows, 0.6)["truth"],
+    )
