@@ -301,10 +301,7 @@ def _convert_inputs(generator):
 def _convert_between_all(generator):
     programs = "course", "peft", "kohya"
     return [
-        (8 * _alpha(generator), 4, source, target)
-        for source in programs
-        for target in programs
-        if source != target
+        (8 * _alpha(generator), 4, source, target) for source in programs for target in programs
     ]
 
 
@@ -1113,6 +1110,9 @@ EXERCISES = {
             lambda v, r, s, t: (
                 v if t == "course" else v * r
             ): "First make it the course's alpha, which depends on where the number comes from.",
+            lambda v, r, s, t: (
+                v * r if s == "course" else v / r if t == "course" else v
+            ): "From the course to the course the number stays as it is, too.",
             lambda v, r, s, t: v / r: "It depends on source and target whether to divide.",
             lambda v, r, s, t: v * r: "It depends on source and target whether to multiply.",
             lambda v, r, s, t: (

@@ -87,7 +87,8 @@ show.sheet(
 # Think of it as a thousand small steps. Step t replaces a small share of the variance, **beta**, by
 # fresh noise. What is then left of the picture's variance after all steps up to t is the product of
 # everything that each of them kept. It is written $\bar\alpha_t$, "alpha bar"; we call it `kept`.
-# As a share of the variance it is the square of a weight: of lesson 01's α.
+# It is a share of the variance, so it is the square of a weight, $\bar\alpha_t = \alpha^2$ with
+# lesson 01's α: unlucky letters, but customary.
 #
 # $$\bar\alpha_t = (1 - \beta_0)(1 - \beta_1) \cdots (1 - \beta_t)$$
 #
@@ -433,7 +434,7 @@ show.sheet(
 # **What it means.** One step recovers what can still be made out under the noise. In the place of
 # what is wiped out, it puts haze. That is no fault: many pictures would fit what can still be seen,
 # and the answer with the smallest squared error is their *average*. An average of many pictures is
-# blurred.
+# blurred. (At t = 999 it is not even that: what shows is the error of the guess, magnified.)
 #
 # And why is it so bad where the guess is so good? Because of the division:
 #
@@ -482,9 +483,9 @@ show.interactive(draw, timestep=(0, 999, 1, 300), seed=(0, 9, 1, 0))
 # %% [markdown]
 # ## 4. The loop
 #
-# One jump from t = 999 ends in haze. But even haze is right about something, such as where it is
-# light and where dark. So do not jump all the way. Go back a *little*, to somewhat less noise,
-# where slightly more can be seen, and guess again.
+# One jump from t = 999 recovers next to nothing, and from t = 600 a haze. But even a haze is right
+# about something, such as where it is light and where dark. So do not jump all the way. Go back a
+# *little*, to somewhat less noise, where slightly more can be seen, and guess again.
 #
 # One step of **DDIM** (Song et al. 2020, https://arxiv.org/abs/2010.02502):
 #
@@ -639,9 +640,10 @@ for n in counts:
 # %% [markdown] tags=["instructor"]
 # Likely questions:
 #
-# - *Why put back the guessed noise and not fresh noise?* Both are in use. Fresh noise gives the
-#   original, random sampler (DDPM, https://arxiv.org/abs/2006.11239), and it needs many more steps.
-#   With the guessed noise the whole run is one fixed path from noise to picture.
+# - *Why put back the guessed noise and not fresh noise?* Both are in use. The original sampler
+#   (DDPM, https://arxiv.org/abs/2006.11239) puts back a part of the guessed noise and makes up the
+#   rest with fresh noise; it needs many more steps. With the guessed noise alone the whole run is
+#   one fixed path from noise to picture.
 # - *Why does the last timestep lead to 0 and not to "no noise"?* SD v1.5's schedule has it so
 #   (`set_alpha_to_one=False`), and t = 0 has next to none. `steps_offset=1` is why the list ends at
 #   1 and not at 0.
@@ -740,8 +742,10 @@ for t in (300, 400, 500):
 # **What it means.** Solved for the noise, our formula is *noise = (noisy − a × picture) / b*, and
 # the timestep is how the UNet knows a and b. Told of a larger b than the true one, it answers with
 # smaller numbers: too little is taken away, and speckles stay. Told of a smaller one, it answers
-# with larger numbers: too much is taken away, and light and dark are overdone. If your own loop
-# gives one or the other, look at the timesteps first: a list shifted by a few entries will do it.
+# with larger numbers: too much is taken away, and light and dark are overdone. (Compare with the
+# row that was told the truth, not with 1: what cannot be seen is left out of a guess, by the
+# average of section 3, so even that one is smaller than the noise.) If your own loop gives one or
+# the other, look at the timesteps first: a list shifted by a few entries will do it.
 #
 # ### The condition
 # The third input is a text, turned into numbers by the text encoder. Always 77 places, whatever the
@@ -1124,7 +1128,7 @@ for strength in (0.3, 0.5, 0.7):
 # It also means that *strength does not carry over between bases*. On a grid of 64 × 64, as in SD
 # v1.5, the same cup covers 16 times as many places as on one of 16 × 16, so there is more to
 # average, and at the same strength more of the cup is left. Where a tutorial for Stable Diffusion
-# uses 0.7, expect to need less on the pocket model.
+# uses 0.7, expect to need less on the pocket model, as long as the noise is random (section 9).
 #
 # That was the start of the run. And the end? The redrawn picture might agree with the original by
 # chance, for all skies are above and all ground is below. So we also measure how far two different
@@ -1255,7 +1259,8 @@ show.sheet(
 )
 
 # %% [markdown]
-# In the inverted start you can still make out the picture, and there is less noise in it than in
+# That is at a strength of 0.8 on the pocket model, its default: an inverted start bears more than
+# a random one. In it you can still make out the picture, and there is less noise in it than in
 # the random one (the spread): where the UNet is sure of the picture, it names little noise. (Too
 # little noise *everywhere* made a flat picture in section 5; here it is less just where the picture
 # is known.) The end is nearly the original. Nearly, because the hope is a little wrong at every

@@ -101,8 +101,8 @@ print("W", tuple(W.shape), "(in, out):", W.numel(), "numbers")
 #
 # $$W' = W + \alpha \, A B \qquad A: (\text{in}, r) \quad B: (r, \text{out})$$
 #
-# $r$ is the **rank**, often 4 to 32. **Predict:** which share of the numbers of $W$ do A and B have
-# together at rank 4?
+# $r$ is the **rank**, often 4 to 32. (This α has nothing to do with the α of the noise in lessons
+# 01 and 02.) **Predict:** which share of the numbers of $W$ do A and B have together at rank 4?
 
 # %%
 rank = 4
@@ -384,8 +384,8 @@ for case in ((1.0, 4, "course", "peft"), (8, 4, "kohya", "course"), (16, 8, "pef
 # %% [markdown]
 # **What it means.** A file without its alpha is only half a LoRA: whoever opens it has to guess. If
 # the guess is alpha = rank, a LoRA that was trained with twice that plays at half its strength.
-# kohya's files keep alpha beside each pair. diffusers keeps it in the file's metadata, but only if
-# it is handed over when saving; `stylenb.save_lora` hands it over.
+# kohya's files keep alpha beside each pair. A pipeline of diffusers keeps it in the file's
+# metadata, but only if it is handed over when saving; `stylenb.save_lora` always writes it.
 #
 # ### Why divide by the rank?
 # Let a LoRA take its first training step, on one matrix with a random gradient G. B is zero, its
@@ -538,7 +538,8 @@ from stylenb.lora import find_lora, load_lora, set_scale
 
 plain = with_own_unet(base)  # a copy without LoRA, for what we do by hand
 
-style, other = "ink", "woodcut"  # on "sd15": paths of two LoRA files of one rank for it
+# two of blueprint, ink, neon, woodcut, which have one rank and the same layers; on "sd15" two paths
+style, other = "ink", "woodcut"
 
 with safe_open(find_lora(style), "pt") as file:
     keys = list(file.keys())
@@ -581,8 +582,8 @@ print(f"{sum('.attn' in where for where in trained)} are projections of the atte
 print(f"counted {counted:,} parameters, the file has {size:,} bytes")
 
 # %% [markdown]
-# An alpha above 1? The course's LoRAs are trained at 1 and turned up when they are finished; lesson
-# 04 says why.
+# An alpha above 1? It was trained at 1 and turned up when it was finished; lesson 04 says why, and
+# goes a little further. (Three of the shipped styles are older, and have 1.)
 #
 # How much has training changed? The size of a matrix is the root of the sum of its squares. We
 # print the size of the update as a share of that of $W$, the largest first. **Predict:** which kind
@@ -873,8 +874,8 @@ restore()
 print(f"and with the copies written back: {intact()} of {len(kept)}")
 
 # %% [markdown]
-# What does merging buy? The detour adds few multiplications to these layers and none to the rest.
-# **Predict:** will it add as little to the time?
+# What does merging buy? A and B have few numbers beside these layers, and the rest of the UNet is
+# not touched at all. **Predict:** will they add as little to the time?
 
 
 # %%
@@ -902,8 +903,8 @@ off, on, together = torch.tensor(times).median(0).values.tolist()
 more = sum(A.numel() + B.numel() for A, B, _ in trained.values())
 share = more / sum(layer.weight.numel() for layer in layers.values())
 print(f"no LoRA {off:.1f} ms   detour {on:.1f} ms   merged {together:.1f} ms")
-print(f"the detour: {share:.0%} more multiplications in these layers, ", end="")
-print(f"{on / off - 1:.0%} more time in all")
+print(f"the detour has {share:.0%} as many numbers as these layers, ", end="")
+print(f"and takes {on / off - 1:.0%} more time in all")
 
 # %% [markdown]
 # **What it means.** Merged, the model is about as quick as without a LoRA, because it is the same
@@ -1167,6 +1168,8 @@ for label, unet_shapes, count in (
 ):
     share = sum(o * i for o, i in unet_shapes) / count
     print(f"{label}: the projections hold {share:.1%} of the UNet's parameters")
+reached = sum(layer.weight.numel() for layer in layers.values()) / (everything - trainable)
+print(f"{base.name}: the layers that {style} reaches hold {reached:.1%}")
 
 # %% [markdown]
 # **Some changes are not of low rank.** Take a simple one: turn a layer up by a tenth, $W' = 1.1 \,

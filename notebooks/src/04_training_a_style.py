@@ -54,7 +54,16 @@ from pathlib import Path
 
 import torch
 
-from stylenb import SAMPLE_PHOTOS, checks, losses, read_folder, sample_photo, show, to_tensor
+from stylenb import (
+    SAMPLE_PHOTOS,
+    checks,
+    losses,
+    read_folder,
+    sample_photo,
+    show,
+    to_pictures,
+    to_tensor,
+)
 from stylenb.base import DATA, autocast
 from stylenb.lora import add_lora, remove_lora, set_scale
 from stylenb.pocket.scenes import draw_scene
@@ -168,8 +177,9 @@ show.sheet(
 #
 # Which layers get one? Lesson 03 took the projections of the attention, as the paper did. Attention
 # is one part of a **transformer block**; the other is a **feed-forward** part of two large
-# matrices, and a matrix each leads into the block and out of it. A small model has little
-# attention, so here all of these get their A and B. `layers` says which.
+# matrices, and a matrix each leads into the block and out of it. The attention of a small model is
+# small: a LoRA of rank 4 on it has 58,240 numbers here, and 797,184 in SD v1.5 (lesson 03). So here
+# all of these matrices get their A and B. `layers` says which.
 
 # %%
 parameters = add_lora(base, "first", defaults.rank, layers=defaults.layers)
@@ -297,13 +307,16 @@ with torch.no_grad():
 
 # %% [markdown]
 # (The package can also weigh the features by how much people care about each. Those weights belong
-# to other networks than ours, so they are left out.)
+# to other networks than ours, so they are left out, and our numbers are larger than those in
+# papers: two vectors of length 1 without a negative number are up to √2 apart, so each of the seven
+# layers gives up to 2.)
 #
 # But LPIPS holds on to *everything*: colours, fine marks, brightness. Those are what the style is
 # there to change; with LPIPS on the whole picture it could not. What should stay is what is where.
 # So LPIPS is shown the **tones** only: where the picture is light and where dark, in blurred grey.
-# Hatching fades into a tone there, and so does a heap of dots. Not wholly: even a true drawing
-# keeps some distance, which this loss will hold against it.
+# Hatching half fades into a tone there, and so does a heap of dots. Only half: compare the tones
+# of the drawings below with those of the content, and the two numbers. What is left of the distance
+# of a *true* drawing, this loss will hold against it: a reason to give it a small weight.
 
 
 # %%
@@ -328,8 +341,9 @@ show.sheet(
     columns=8,
     width=0.8,
     title="What LPIPS is shown",
-    alt="Four pictures and the same drawn in ink, and below each its tones: blurred and grey. The "
-    "tones of a drawing are like those of its picture where dark places are hatched.",
+    alt="Four pictures and the same drawn in ink, and below each its tones: blurred, grey. In the "
+    "tones of a drawing the light and dark of its picture come through, and so do its coarser "
+    "lines.",
 )
 
 # %% [markdown]
@@ -551,9 +565,11 @@ for name, values in (("raw", raw_distances), ("scaled", unit_distances)):
 
 # %% [markdown]
 # **What it means.** Raw features are as large as the network happened to make them, and a Gram
-# matrix of them multiplies that, and a squared difference multiplies it again: fourth powers. Loud
-# places then count several times as much as others, a few layers make up nearly all of the sum, and
-# the loss leaps when one of them changes. With features of length 1, every place has one vote.
+# matrix of them multiplies that, and a squared difference multiplies it again: fourth powers. A few
+# layers then make up nearly all of the sum, and the loss leaps when one of them changes. Dividing
+# by the size of the style's matrix would cure that. It would not cure the other fault: within a
+# layer, a few loud places speak for the whole picture. With features of length 1, every place has
+# one vote.
 #
 # ### Why only low in the schedule?
 # The estimate is a picture only where there is little noise. Watch what becomes of both losses
@@ -751,10 +767,11 @@ print(f"{len(frozen)} frozen tensors, with a gradient: {sum(p.grad is not None f
 
 # %% [markdown]
 # B alone, as lesson 03 found; A follows from the second step on. Now three lines that every
-# training script ends with. **Clipping** shortens a gradient that is longer than a limit, so that
-# one odd batch cannot throw the model off. **AdamW** turns the gradient into an update: each number
-# moves by about the learning rate, whatever the size of its gradient. Then the gradients are
-# cleared for the next step.
+# training script ends with. **Clipping** shortens a gradient that is longer than a limit. **AdamW**
+# turns the gradient into an update: it divides by the size that gradients have usually had, so each
+# number moves by up to about the learning rate, be its gradient large or small. (Why clip, then?
+# One huge gradient would spoil that usual size for many steps.) Then the gradients are cleared for
+# the next step.
 
 # %%
 optimizer = torch.optim.AdamW(parameters, usual.learning_rate, weight_decay=0.0)
@@ -836,9 +853,9 @@ figure
 # ## 4. The loop
 #
 # Training is those five steps, again and again, with other pictures, other timesteps and other
-# noise. Which ones? They must be random, or the model learns the order. But they should be the
-# *same* random ones whenever step 137 is run, so that a training that was cut can go on (section
-# 11). So everything random is a **function of the step**:
+# noise. Which ones? They must be random: in a fixed order the weights would follow whatever came
+# last. But they should be the *same* random ones whenever step 137 is run, so that a training that
+# was cut can go on (section 11). So everything random is a **function of the step**:
 #
 # - timesteps and noise come from a generator whose seed is made from the step,
 # - the pictures come in **epochs**: each epoch shows every picture once, in an order that is made
@@ -964,7 +981,8 @@ show.sheet(
 )
 
 # %% [markdown]
-# Compare the two rows: what differs is the work of so few steps.
+# Hardly. Light and dark may have become a little harder, but there is no hatching yet. All that
+# differs between the rows is the work of these few steps, and the loss has fallen all the same.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -1159,8 +1177,9 @@ show.sheet(
 
 # %% [markdown]
 # ### What is left of it on the disk
-# The LoRA, the history, and the last checkpoints, which are larger since they hold the optimiser's
-# memory as well. The LoRA is all that is needed from now on:
+# The LoRA, the history, and the last checkpoints, which are larger: they hold the optimiser's
+# memory as well, and all of it in float32, where the LoRA's file has float16. The LoRA is all that
+# is needed from now on:
 
 # %%
 for file in sorted((folder / "watched").iterdir()):
@@ -1184,8 +1203,10 @@ show.sheet(
 )
 
 # %% [markdown]
-# Compare the small things, houses and trees. Where the noise has covered them, they are drawn anew,
-# as something else or not at all.
+# Compare the small things, houses and trees. On the pocket model no random noise has covered them
+# (lesson 02, section 9), and yet they suffer: they are two or three latents wide, the strokes want
+# the same places, and every step up and down is a little off. (Where the start is random, as on SD
+# v1.5, noise covers them as well.)
 
 # %% [markdown]
 # ## 6. L2 alone, + LPIPS, + style loss
@@ -1246,11 +1267,13 @@ set_scale(base, None)
 drawn_by = {"untouched": subjects, "base alone": redraw(base, subjects)}
 set_scale(base, style)  # the file, loaded at the end of section 5
 drawn_by["section 5's run"] = redraw(base, subjects)
+drawn_by["truth, decoded"] = to_pictures(torch.stack(look(encode(to_tensor(truths)))))
 drawn_by["the truth"] = truths
 print_scores(drawn_by)
 
 # %% [markdown]
-# The first two rows are what has to be beaten, the last is what can be reached at best.
+# The first two rows are what has to be beaten. The last but one, the truth after the autoencoder,
+# is what can be reached at best.
 #
 # ### How loud?
 # In training, α was 1. L2 has shown the UNet pictures that were in the style already; a noised
@@ -1280,9 +1303,9 @@ show.sheet(
 # **What it means.** Too low, and the photo wins; too high, and the pictures leave what the UNet
 # knows. Where is the best balance here, by the judge, by the distance to the truth, and to your
 # eyes? The three need not agree: if the judge is content at 1 already, and the truth is nearer
-# there, then 1 would do for this style. `final_alpha` is one value for all of them, and a
+# there, then 1 would do for this style. `final_alpha` is one value for all styles, and a
 # compromise: woodcut, for one, hardly gets beyond the photo at 1. That is what `scale` is for when
-# you stylise: it multiplies α.
+# you stylise: it multiplies α. (The shipped LoRAs are a little older, and have 1.3 or 1.)
 #
 # ### One term at a time
 # **Predict:** L2 alone has only ever seen pictures in the style. At the base's default strength the
@@ -1413,6 +1436,11 @@ for name, (history, _) in overdone.items():
 # Watch the L2 as well: where it is higher than in the balanced run, the LoRA has moved away from
 # the real pictures of the style.
 #
+# And put the **balanced** run beside those of section 6: fewer steps, and all losses from the
+# start. Is it any further from the truth than the longest? A style that comes easily, as ink does,
+# may gain nothing by more steps or a later start that twelve scenes could show. Those that do not
+# come easily are why the settings are what they are.
+#
 # When a style of your own does not come out, look which of the two it is. If the photo barely
 # changes, take less LPIPS or more style loss. If it breaks up into loud patterns, do the opposite.
 
@@ -1508,20 +1536,20 @@ nothing = torch.zeros(4, *style_latents.shape[1:], device=base.device)
 dreams = look(denoise(base, nothing, 1.0, 30, seed=range(4), solver="ddim"))
 remove_lora(base, "four")
 show.sheet(
-    [*learned, *dreams],
-    ["trained on"] * 4 + ["drawn"] * 4,
+    [*learned, *held, *dreams],
+    ["trained on"] * 4 + ["held back"] * 4 + ["drawn"] * 4,
     columns=4,
-    width=0.9,
+    width=0.8,
     title="Four pictures, and what the LoRA draws",
-    alt="Above, the four pictures that it was trained on; below, four pictures drawn from pure "
-    "noise with this LoRA.",
+    alt="Above, the four pictures that it was trained on; then four that it has never seen; below, "
+    "four pictures drawn from pure noise with this LoRA.",
 )
 
 # %% [markdown]
-# Whatever in the lower row looks like a piece of the upper one was learned by heart. If nothing
-# does, it has not come that far, and the curve above is the finer instrument. What helps, in this
-# order: more pictures, of *different* things; mirror images (`flip`), which double them for
-# nothing; fewer steps; a lower rank. And hold two or four back, even of 16.
+# Whatever in the last row looks more like a piece of the first row than of the second was learned
+# by heart. If nothing does, it has not come that far, and the curve above is the finer instrument.
+# What helps, in this order: more pictures, of *different* things; mirror images (`flip`), which
+# double them for nothing; fewer steps; a lower rank. And hold two or four back, even of 16.
 
 # %% [markdown]
 # ## 9. Learning rate and rank
@@ -1568,10 +1596,11 @@ show.sheet(
 # %% [markdown]
 # ## 10. When a batch does not fit
 #
-# On a small GPU there may be room for one picture only. A batch of eight is better than eight steps
-# of one, as its gradient is less of an accident. The way out: take the batch in parts, call
-# `backward()` for each, and update only after the last. Gradients of several calls **add up**, so
-# the result is that of the whole batch, if each part has the right share in it.
+# On a small GPU there may be room for one picture only. A step on eight pictures is steadier than a
+# step on one: its gradient is less of an accident, and it bears a higher rate. The way out: take
+# the batch in parts, call `backward()` for each, and update only after the last. Gradients of
+# several calls **add up**, so the result is that of the whole batch, if each part has the right
+# share in it.
 #
 # ### Exercise 6: accumulate
 # `means` holds the mean loss of each part, `sizes` how many pictures it has. On which numbers,
