@@ -9,7 +9,6 @@ a choice, from the whole UNet down to a LoRA.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .base import SOLVER_STEPS, Base, plain_name
+from .base import SOLVER_STEPS, Base, fingerprint, plain_name
 from .errors import StylenbError
 from .lora import _lora_layers, _open, adapters, add_lora, merged, remove_lora, save_lora
 from .losses import noise_loss
@@ -289,6 +288,7 @@ def train_dreambooth(
     undo_dreambooth(base)
     about = {
         "method": "dreambooth",
+        "name": name,
         "base": base.name,
         "fingerprint": fingerprint(base),
         "instance pictures": digest(pictures),
@@ -457,19 +457,6 @@ def undo_dreambooth(base: Base) -> None:
         part.originals = {}
     if base.text_encoder is not None:
         base._empty = None  # "" is embedded again when it is asked for
-
-
-def fingerprint(base: Base) -> str:
-    """A short name of the UNet's weights as they were loaded, to tell whether they are the same.
-
-    Taken from the signs of some thousands of them, which no precision changes.
-    """
-    originals, signs = _originals(base.unet), []
-    for name, p in base.unet.named_parameters():
-        if p.ndim > 1 and ".lora_" not in name:
-            numbers = originals.get(plain_name(name), p.detach()).flatten()
-            signs.append(numbers[:: max(1, len(numbers) // 16)].signbit().cpu())
-    return hashlib.sha256(torch.cat(signs).numpy().tobytes()).hexdigest()[:16]
 
 
 def save_dreambooth(

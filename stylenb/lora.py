@@ -371,11 +371,17 @@ def _state(base: Base, name: str) -> dict[str, torch.Tensor]:
     if name not in adapters(base):
         raise StylenbError(f"No LoRA named {name!r} is loaded, so there is nothing to save.")
     # peft 0.17's own function takes in every LoRA whose name begins with this one
-    return {
+    state = {
         f"unet.{key}.{part}.weight": getattr(layer, part)[name].weight.detach().cpu().half()
         for key, layer in _own_layers(base, name)
         for part in ("lora_A", "lora_B")
     }
+    if not all(weight.isfinite().all() for weight in state.values()):
+        raise StylenbError(
+            f"The LoRA {name!r} holds NaN, or numbers above the 65,504 of half precision, so it "
+            "was not saved: train it again with a lower learning rate."
+        )
+    return state
 
 
 def _own_layers(base: Base, name: str) -> list[tuple[str, LoraLayer]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .base import Base
+from .base import Base, fingerprint
 from .dreambooth import _originals, prompted_redraw, set_losses
 from .errors import StylenbError
 from .lora import _open
@@ -81,6 +81,7 @@ def train_embedding(
     about = {
         "method": "textual inversion",
         "base": base.name,
+        "fingerprint": fingerprint(base),
         "token": token,
         "pictures": digest(pictures),
     }

@@ -15,21 +15,24 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .base import Base, autocast
+from .base import Base, autocast, fingerprint
 from .errors import StylenbError
 from .inference import denoise
-from .lora import LAYERS, add_lora, remove_lora, save_lora, set_alpha
+from .lora import LAYERS, adapters, add_lora, remove_lora, save_lora, set_alpha
 from .losses import PictureLosses, estimate_x0, noise_loss, snr
 from .photos import to_pictures, to_tensor
 
@@ -79,9 +82,21 @@ class LoopSettings:
             value = values.get(name, 1)
             if not isinstance(value, int) or not 1 <= value <= 1000:
                 raise StylenbError(f"{name} is a whole number from 1 to 1000, not {value!r}.")
+        if not isinstance(self.seed, int):
+            raise StylenbError(f"seed is a whole number, not {self.seed!r}.")
         for name in ("learning_rate", "clip"):
-            if not values[name] > 0:
+            if not 0 < values[name] < math.inf:
                 raise StylenbError(f"{name} must be above 0, not {values[name]!r}.")
+        if self.snr_gamma is not None and not 0 < self.snr_gamma < math.inf:
+            raise StylenbError(f"snr_gamma is above 0, or None, not {self.snr_gamma!r}.")
+        for name in ("alpha", "final_alpha"):
+            value = values.get(name, 1)
+            if not math.isfinite(value) or not value:
+                raise StylenbError(f"{name} is a number other than 0, not {value!r}.")
+        if not 0 <= values.get("picture_from", 0) <= 1:
+            raise StylenbError(
+                f"picture_from is a share of the steps, 0 to 1, not {values['picture_from']!r}."
+            )
         for name in ("lpips_weight", "style_weight", "prior_weight", "warmup"):
             if not values.get(name, 0) >= 0:
                 raise StylenbError(f"{name} must be 0 or more, not {values[name]!r}.")
@@ -238,6 +253,12 @@ def train_style(
     content_pictures = list(style_pictures if content_pictures is None else content_pictures)
     if not content_pictures:
         raise StylenbError("content_pictures is empty: give some, or leave it out.")
+    sizes = sorted({p.size for p in [*style_pictures, *content_pictures]})
+    if len(sizes) > 1:
+        raise StylenbError(
+            f"Style and content pictures must have one size, these have {sizes}: open them with "
+            "open_photo(..., size=base.image_size)."
+        )
     base.drop_text_encoder()
 
     # 1. Encode: every picture once, not once a step.
@@ -286,7 +307,10 @@ def train_style(
 
     # 5. Backpropagate and update A and B.
     about = {
+        "name": name,
         "base": base.name,
+        "fingerprint": fingerprint(base),
+        "prompt": base.prompt,
         "style pictures": digest(style_pictures),
         "content pictures": digest(content_pictures),
     }
@@ -301,15 +325,18 @@ def train_style(
     base.unet.to(memory_format=torch.channels_last)  # an order in which convolutions take less time
     try:
         history = fit(base, losses_of, settings, weights, about=about, **{"draw": draw, **how})
-    except NotFinite:
-        raise  # the last good weights are in the LoRA
-    except StylenbError:
-        remove_lora(base, name)
+    except BaseException as error:
+        # Kept: the last good weights, and what was learned until somebody stopped a run that has no
+        # folder. One that has a folder goes on from there when it is started again.
+        stopped = isinstance(error, KeyboardInterrupt) and not how.get("folder")
+        if not isinstance(error, NotFinite) and not stopped:
+            remove_lora(base, name)
         raise
     finally:
         base.unet.to(memory_format=torch.contiguous_format)  # the order in which they can be saved
-    base.unet.requires_grad_(False)
-    set_alpha(base, name, settings.final_alpha)
+        base.unet.requires_grad_(False)
+        if name in adapters(base):
+            set_alpha(base, name, settings.final_alpha)
     if how.get("folder"):
         about |= {"settings": asdict(settings), "seconds": round(history.seconds)}
         save_lora(base, Path(how["folder"]) / f"{name}.safetensors", name, about)
@@ -362,8 +389,12 @@ def fit(
         draw: what redraws them, None for the base without a prompt.
 
     Raises StylenbError for a folder that holds a run with other settings, and at the first loss or
-    gradient that is not finite, after putting the last good weights back.
+    gradient that is not finite, after putting the last good weights back. (A float16 base first
+    tries smaller and smaller scales of the loss, as overflow looks the same.)
     """
+    for name, value in (("checkpoint_every", checkpoint_every), ("validate_every", validate_every)):
+        if not isinstance(value, int) or value < 1:
+            raise StylenbError(f"{name} is a whole number from 1 up, not {value!r}.")
     parameters = {
         f"{part}.{name}": p
         for part in ("unet", "text_encoder")
@@ -379,6 +410,7 @@ def fit(
     )
     history = History(checkpoints.resume(), steps=settings.steps)
     history.seconds = sum(row["seconds"] for row in history.rows)
+    history.pictures = checkpoints.pictures(len(history.rows))
     if settings.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
         base.unet.train()  # diffusers checkpoints in training mode only; no dropout is in there
@@ -403,12 +435,7 @@ def fit(
             # The scaler finds its scale by gradients that overflow, and leaves those updates out.
             overflow = scaler.is_enabled() and scaler.get_scale() > 1
             if not math.isfinite(row["loss"]) or not (math.isfinite(norm) or overflow):
-                kept = checkpoints.restore()
-                raise NotFinite(
-                    f"The {'gradient' if math.isfinite(row['loss']) else 'loss'} is not finite at "
-                    f"step {step}; the weights of step {kept} are kept. Try half the learning "
-                    f"rate ({settings.learning_rate / 2:g}), or smaller weights of the losses."
-                )
+                checkpoints.stop("gradient" if math.isfinite(row["loss"]) else "loss", step)
             if step % checkpoint_every == 0:  # these weights have just given finite figures
                 checkpoints.save(history)
             for group in optimizer.param_groups:
@@ -436,6 +463,8 @@ def fit(
         bar.close()
         base.unet.disable_gradient_checkpointing()
         base.unet.eval()
+    if not all(p.isfinite().all() for p in parameters.values()):  # no loss has seen the last update
+        checkpoints.stop("weight", len(history.rows))
     checkpoints.save(history)
     if not history.finished:
         print(
@@ -507,9 +536,14 @@ class Checkpoints:
         self.optimizer, self.scaler = optimizer, scaler
         self.good: tuple[int, dict] | None = None
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left_over in self.folder.glob("checkpoint-*.tmp"):
-                left_over.unlink()
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StylenbError(
+                    f"{self.folder} cannot be a folder ({error}): choose another for this run."
+                ) from error
+            for left_over in (*self.folder.glob("checkpoint-*.tmp"), self.folder / "history.tmp"):
+                left_over.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.safetensors"))
@@ -527,7 +561,8 @@ class Checkpoints:
         for index, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer/{index}/{key}"] = value.cpu().contiguous()
+                    # a copy: 8-bit states share tensors, which safetensors does not write
+                    tensors[f"optimizer/{index}/{key}"] = value.cpu().contiguous().clone()
                 else:
                     numbers[f"{index}/{key}"] = value
         metadata = {
@@ -541,7 +576,6 @@ class Checkpoints:
         try:
             save_file(tensors, temporary, {k: json.dumps(v) for k, v in metadata.items()})
             temporary.replace(path)
-            history.save(self.folder / "history.json")
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -553,6 +587,8 @@ class Checkpoints:
             return
         for old in self._files()[: -self.keep]:
             old.unlink()
+        with contextlib.suppress(OSError):  # for looking; the checkpoint has it too
+            history.save(self.folder / "history.json")
 
     def save_pictures(self, step: int, pictures: Sequence) -> None:
         if self.folder is None:
@@ -562,6 +598,18 @@ class Checkpoints:
             for index, picture in enumerate(pictures):
                 picture.save(self.folder / "validation" / f"{step:06d}-{index}.png")
 
+    def pictures(self, steps: int) -> dict[int, list]:
+        """The validation pictures of the first `steps` steps: step -> pictures."""
+        found: dict[int, list] = {}
+        files = self.folder.glob("validation/*.png") if self.folder else ()
+        names = (re.fullmatch(r"(\d+)-(\d+)\.png", file.name) for file in files)
+        for step, index in sorted(tuple(map(int, name.groups())) for name in names if name):
+            if step <= steps:
+                with contextlib.suppress(OSError):
+                    picture = Image.open(self.folder / "validation" / f"{step:06d}-{index}.png")
+                    found.setdefault(step, []).append(picture.convert("RGB"))
+        return found
+
     def resume(self) -> list[dict]:
         """Load the last checkpoint, if there is one, and return the history's rows."""
         refuse_other_run(self.folder, self.settings)
@@ -570,15 +618,18 @@ class Checkpoints:
                 with safe_open(path, "pt") as file:
                     metadata = {k: json.loads(v) for k, v in file.metadata().items()}
                     tensors = {key: file.get_tensor(key) for key in file.keys()}
-            except (SafetensorError, OSError):
-                continue  # damaged; the one before it will do
-            self._load_weights(
-                {
-                    k.removeprefix("weights/"): v
-                    for k, v in tensors.items()
-                    if k.startswith("weights/")
-                }
-            )
+            except OSError:
+                continue
+            except SafetensorError:  # damaged; the one before it will do
+                path.unlink()  # or it would count as one of those to keep
+                continue
+            weights = {
+                k.removeprefix("weights/"): v
+                for k, v in tensors.items()
+                if k.startswith("weights/")
+            }
+            self._load_weights(weights)
+            self.good = len(metadata["rows"]), weights
             state: dict[int, dict] = {}
             for key, value in tensors.items():
                 if key.startswith("optimizer/"):
@@ -593,17 +644,21 @@ class Checkpoints:
             return metadata["rows"]
         return []
 
-    def restore(self) -> int:
-        """Put the last good weights back; return their step."""
-        if self.good is None:
-            return 0
-        self._load_weights(self.good[1])
-        return self.good[0]
+    def stop(self, what: str, step: int) -> NoReturn:
+        """Put the last good weights back, and say why."""
+        kept, weights = self.good or (0, {})  # at step 0 nothing has moved yet
+        self._load_weights(weights)
+        rate = self.settings["learning_rate"] / 2
+        raise NotFinite(
+            f"The {what} is not finite at step {step}; the weights of step {kept} are kept. Try "
+            f"half the learning rate ({rate:g}), or smaller weights of the losses"
+            + (", in another folder." if self.folder else ".")
+        )
 
     @torch.no_grad()
     def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        for name, p in self.parameters.items():
-            p.copy_(weights[name])
+        for name, weight in weights.items():
+            self.parameters[name].copy_(weight)
 
 
 @contextlib.contextmanager

@@ -553,6 +553,134 @@ def test_a_rate_that_is_far_too_high_keeps_good_weights(base):
     assert all(v.isfinite().all() for v in weights(base).values())
 
 
+def test_after_a_restart_the_last_checkpoint_is_the_good_one(base, tmp_path, monkeypatch):
+    train(base, PLAIN, folder=tmp_path, minutes=0)  # one step
+    stylenb.remove_lora(base, "mine")
+    train(base, PLAIN, folder=tmp_path, minutes=0)
+    good = weights(base)
+    stylenb.remove_lora(base, "mine")
+    poison(monkeypatch, 2, float("nan"))
+    with pytest.raises(NotFinite, match="at step 4; the weights of step 2 are kept.*other folder"):
+        train(base, PLAIN, folder=tmp_path)
+    assert same(weights(base), good)
+
+
+def test_what_is_kept_of_a_run_gone_wrong_can_be_used(base, monkeypatch):
+    poison(monkeypatch, 3, float("nan"))
+    with pytest.raises(NotFinite):
+        train(base, replace(PLAIN, final_alpha=1.7))
+    layers = [m for m in base.unet.modules() if hasattr(m, "lora_A")]
+    assert {layer.scaling["mine"] for layer in layers} == {1.7}
+    assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_the_last_update_is_looked_at_too(base, tmp_path, monkeypatch):
+    class Overflowing(torch.optim.AdamW):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.fill_(float("inf"))
+
+    settings = replace(PLAIN, steps=1, warmup=0, learning_rate=1e30)
+    with pytest.raises(StylenbError, match="above the 65,504 of half precision.*lower learning"):
+        train(base, settings, folder=tmp_path)
+    stylenb.remove_lora(base, "mine")
+    monkeypatch.setattr(training, "make_optimizer", lambda ps, _: Overflowing(ps))
+    with pytest.raises(NotFinite, match="weight is not finite at step 1; the weights of step 0"):
+        train(base, settings, folder=tmp_path / "other")
+    assert all(v.isfinite().all() for v in weights(base).values())
+    assert not list(tmp_path.glob("**/mine.safetensors"))
+
+
+# --- stopped by hand, and errors on the way ---
+
+
+def interrupted(base, at, error):
+    calls = iter(range(at))
+
+    def hook(*_):
+        if next(calls, None) is None:
+            raise error
+
+    return base.unet.register_forward_pre_hook(hook)
+
+
+def test_stopped_by_hand_the_same_call_goes_on(base, whole_run, tmp_path):
+    settings = replace(SETTINGS, accumulate=2)
+    hook = interrupted(base, 7, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, settings, folder=tmp_path, checkpoint_every=1)
+    hook.remove()
+    assert train(base, settings, folder=tmp_path, checkpoint_every=1).finished
+    assert same(weights(base), whole_run[0])
+
+
+def test_stopped_by_hand_without_a_folder_keeps_what_was_learned(base):
+    hook = interrupted(base, 4, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(base)
+    hook.remove()
+    assert any(v.any() for k, v in weights(base).items() if "lora_B" in k)
+    assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_any_other_error_leaves_the_base_as_it_was(base, tmp_path):
+    hook = interrupted(base, 2, RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(base, folder=tmp_path)
+    hook.remove()
+    assert adapters(base) == []
+
+
+def test_damaged_checkpoints_do_not_push_out_good_ones(base, whole_run, tmp_path):
+    settings = replace(SETTINGS, accumulate=2)
+    train(base, settings, folder=tmp_path, checkpoint_every=1, keep=1)
+    (last,) = tmp_path.glob("checkpoint*")
+    last.write_bytes(last.read_bytes()[:1000])
+    for _ in range(2):  # it has to start afresh, and then goes on from what it saved
+        stylenb.remove_lora(base, "mine")
+        train(base, settings, folder=tmp_path, checkpoint_every=1, keep=1, minutes=0)
+    (kept,) = tmp_path.glob("checkpoint*")
+    assert kept.name == "checkpoint-000002.safetensors"
+
+
+def test_validation_pictures_are_there_again_after_a_restart(base, tmp_path):
+    photos = stripes(2)
+    how = dict(folder=tmp_path, validation=photos, validate_every=2)
+    first = train(base, **how)
+    stylenb.remove_lora(base, "mine")
+    again = train(base, **how)
+    assert list(again.pictures) == list(first.pictures) == [2, 4, 6]
+    for step, pictures in first.pictures.items():
+        for one, other in zip(pictures, again.pictures[step], strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_the_history_file_may_fail_alone(base, tmp_path, recwarn):
+    (tmp_path / "history.json").mkdir()  # so that it cannot be written
+    train(base, folder=tmp_path)
+    assert sorted(tmp_path.glob("checkpoint*")) and (tmp_path / "mine.safetensors").exists()
+    assert not [w for w in recwarn if "could not be saved" in str(w.message)]
+
+
+@pytest.mark.parametrize("what", ["name", "weights", "prompt"])
+def test_a_run_is_of_one_name_and_one_base(what, base, tmp_path):
+    train(base, folder=tmp_path)
+    stylenb.remove_lora(base, "mine")
+    name, other, message = "mine", contextlib.nullcontext(), f"{what} was"
+    if what == "name":
+        name = "yours"
+    elif what == "weights":
+        message = "fingerprint was"
+        with torch.no_grad():
+            base.unet.conv_in.weight.neg_()
+    else:
+        base.prompt, base._embedding = "another", base.empty
+    with other, pytest.raises(StylenbError, match=message):
+        train_style(base, stripes(), None, name, SETTINGS, progress=False, folder=tmp_path)
+    assert adapters(base) == []
+
+
 # --- bad calls ---
 
 BAD = {
@@ -571,6 +699,20 @@ BAD = {
         lambda base: train(base, replace(SETTINGS, features="resnet")),
         "features is one of",
     ),
+    "min-SNR": (lambda base: Settings(snr_gamma=-1.0), "snr_gamma is above 0, or None, not -1.0"),
+    "no min-SNR": (lambda base: Settings(snr_gamma=0), "snr_gamma is above 0, or None, not 0"),
+    "no alpha": (lambda base: Settings(alpha=0), "alpha is a number other than 0, not 0"),
+    "NaN": (lambda base: Settings(final_alpha=float("nan")), "final_alpha is a number other than"),
+    "share": (lambda base: Settings(picture_from=7), "picture_from is a share of the steps, 0 to"),
+    "endless": (lambda base: Settings(learning_rate=float("inf")), "learning_rate must be above 0"),
+    "seed": (lambda base: Settings(seed="x"), "seed is a whole number, not 'x'"),
+    "sizes": (
+        lambda base: train(base, content=[picture.resize((32, 32)) for picture in stripes()]),
+        r"must have one size, these have \[\(32, 32\), \(64, 64\)\]",
+    ),
+    "file": (lambda base: train(base, folder=__file__), "cannot be a folder .* choose another"),
+    "never saved": (lambda base: train(base, checkpoint_every=0), "checkpoint_every is a whole"),
+    "never drawn": (lambda base: train(base, validate_every=0), "validate_every is a whole num"),
 }
 
 
