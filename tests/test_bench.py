@@ -171,7 +171,7 @@ def test_every_column_of_the_styles_has_its_own_number(tiny, tiny_folder, monkey
         return training.train_style(base, *given, **how)
 
     def judge(pictures):
-        return ["ink", "ink", "neon", "neon" if pictures is drawn[0] else "ink"]
+        return ["ink", "ink", "neon", "neon"] if pictures is drawn[0] else ["ink"] * 4
 
     def known(result, photo, plain):
         def distance(pictures, truth):
@@ -194,12 +194,12 @@ def test_every_column_of_the_styles_has_its_own_number(tiny, tiny_folder, monkey
     monkeypatch.setattr(bench, "lpips_distance", known(4, 5, 6))
     lines = bench.bench_styles(tiny_folder, ["ink", "neon"], settings, count=4)
     distances = [f"{mean}.000 ± 0.173" for mean in range(1, 7)]
-    assert cells(lines, "ink") == [["ink", "100", "75% ± 25", "50% ± 29", *distances]]
-    assert cells(lines, "neon") == [["neon", "121", "25% ± 25", "50% ± 29", *distances]]
+    assert cells(lines, "ink") == [["ink", "100", "100% ± 0", "50% ± 29", *distances]]
+    assert cells(lines, "neon") == [["neon", "121", "0% ± 0", "50% ± 29", *distances]]
     assert cells(lines, "style")[0][1:4] == ["seconds", "judged right", "without LoRA"]
     assert lines[0].startswith("2 steps of 2, rank 2, alpha 1.5 when finished; *seconds* of")
     assert "; 4 scenes redrawn at strength 0.8" in lines[0]
-    assert lines[-1] == bench.verdict([0.75, 0.25], [100, 121])
+    assert lines[-1] == bench.verdict([1.0, 0.0], [100, 121])
     assert len(drawn) == 3 and drawn[0] != drawn[1] != drawn[2]  # each with a LoRA of its own
     for (style_pictures, content_pictures, style, given), how in trained:
         assert style_pictures == bench.style_pictures(tiny, style) and given is settings
