@@ -32,7 +32,7 @@ from .base import DATA, SOLVER_STEPS, Base, autocast, autocast_dtype, load
 from .baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
 from .errors import StylenbError
 from .inference import stylize, stylize_folder
-from .lora import add_lora, available_styles, remove_lora, set_scale
+from .lora import add_lora, available_styles, remove_lora
 from .losses import noise_loss
 from .photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
 from .pocket import pretrain
@@ -375,25 +375,22 @@ def bench_styles(
     settings = settings or Settings.for_base(base)
     scenes = scenes_of(base, count)
     plain = redraw(base, scenes)
-    rows = []
+    shares, seconds, rows = [], [], []
     for style in styles:
         truth = renderings(style, scenes)
-        history = train_style(
-            base,
-            style_pictures(base, style),
-            content_pictures(base),
-            style,
-            settings,
-            progress=False,
-        )
+        pictures = style_pictures(base, style), content_pictures(base)
+        began = time.perf_counter()
+        train_style(base, *pictures, style, settings, progress=False)
+        seconds.append(time.perf_counter() - began)
         results = redraw(base, scenes)
         remove_lora(base, style)
-        shares = [np.mean([g == style for g in judge(p)]) for p in (results, plain)]
+        right = [[guess == style for guess in judge(p)] for p in (results, plain)]
+        shares.append(np.mean(right[0]))
         rows.append(
             [
                 style,
-                f"{history.seconds:.0f}",
-                *(f"{share:.0%}" for share in shares),
+                f"{seconds[-1]:.0f}",
+                *map(percent_with_error, right),
                 *(with_error(truth_distance(p, truth)) for p in (results, scenes, plain)),
                 *(with_error(lpips_distance(p, truth)) for p in (results, scenes, plain)),
             ]
@@ -403,24 +400,51 @@ def bench_styles(
     heads += ["LPIPS to the truth", "photo", "plain"]
     return [
         f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}, alpha "
-        f"{settings.final_alpha:g} when finished; {count} scenes "
-        f"redrawn at strength {base.default_strength:g}, {base.default_steps} steps of "
-        f"{base.default_solver}. Distances to "
-        "the true rendering: of the LoRA's picture, of the *photo* as it was, and of *plain* "
-        "image-to-image without LoRA; ± is the standard error. The judge, through which the first "
-        "three are taken, was in no training loss; the network behind LPIPS was.",
+        f"{settings.final_alpha:g} when finished; *seconds* of the whole training, encoding "
+        f"included; {count} scenes redrawn at strength {base.default_strength:g}, "
+        f"{base.default_steps} steps of {base.default_solver}. Distances to the true rendering: of "
+        "the LoRA's picture, of the *photo* as it was, and of *plain* image-to-image without LoRA; "
+        "± is the standard error over the scenes, and 0 where the judge is right in all or none of "
+        "them. The judge, through which the first three distances are taken, was in no training "
+        "loss; the network behind LPIPS was.",
         "",
         *table(heads, rows),
+        "",
+        verdict(shares, seconds),
     ]
+
+
+def percent_with_error(right: Sequence[bool]) -> str:
+    """The share that is right ± its standard error, in per cent."""
+    mean, error = mean_and_error(right)
+    return f"{mean:.0%} ± {100 * error:.0f}"
+
+
+def verdict(shares: Sequence[float], seconds: Sequence[float]) -> str:
+    """What has become of the aims: how often the judge is right, how long a training takes."""
+    right, longest = sum(share >= 0.85 for share in shares), max(seconds)
+    return (
+        f"The judge is right in at least 85 % of the scenes in {right} of {len(shares)} styles "
+        f"(aim: 6). {'Every' if longest <= 120 else 'Not every'} training took at most 120 s, the "
+        f"aim: the longest {longest:.1f} s."
+    )
 
 
 # -------------------------------------------------------------------------------------- speed
 
 
+PROMPT = "a painting"
+
+
+def load_public(base: str | Path) -> Base:
+    """A base for the public loop: in float32 on every device, and with its text encoder."""
+    return load(base, dtype=torch.float32)
+
+
 def public_loop(base: Base, pictures: list, prompt: str, settings: Settings) -> float:
     """Seconds a step of the loop that most public scripts use: pictures through the VAE and the
-    prompt through the text encoder at every step, in float32."""
-    steps, batch_size = max(2, settings.steps // 3), settings.batch_size
+    prompt through the text encoder at every step, in the precision of the base."""
+    batch_size = settings.batch_size
     parameters = add_lora(base, "public", settings.rank, layers=settings.layers)
     optimizer = torch.optim.AdamW(parameters, 1e-3)
     images = to_tensor(pictures)
@@ -431,8 +455,8 @@ def public_loop(base: Base, pictures: list, prompt: str, settings: Settings) -> 
         with torch.no_grad():
             latents = base.encode(images[chosen], generator=random)
             condition = base.embed([prompt] * batch_size)
-        noise = torch.randn(latents.shape, generator=random)
-        t = torch.randint(1000, (batch_size,), generator=random)
+        noise = torch.randn(latents.shape, generator=random).to(base.device)
+        t = torch.randint(1000, (batch_size,), generator=random).to(base.device)
         prediction = base.predict_noise(base.scheduler.add_noise(latents, noise, t), t, condition)
         noise_loss(prediction, noise, t, base.scheduler).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -440,7 +464,7 @@ def public_loop(base: Base, pictures: list, prompt: str, settings: Settings) -> 
         optimizer.zero_grad()
 
     try:
-        return seconds_of(step, steps)
+        return seconds_of(step, settings.steps - 1)  # and one to warm up, as in own_loop
     finally:
         remove_lora(base, "public")
 
@@ -468,15 +492,16 @@ def own_loop(base: Base, pictures: list, settings: Settings) -> float:
 
 
 def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -> list[str]:
-    """Rounds of each loop in turn, so that a busy machine slows all of them alike."""
+    """Rounds of each loop in turn, so that a busy machine slows all of them alike; and the memory
+    that each takes."""
     settings = Settings(steps=steps)
     plain = replace(settings, lpips_weight=0.0, style_weight=0.0)
     taken: dict[str, list[float]] = {"public loop": [], "L2": [], "L2 + LPIPS + style": []}
+    peaks = [f"{peak_of(name, base):.0f}" for name in taken]
+    loaded = load(base)
+    pictures = style_pictures(loaded, HELD_OUT[0])
     for _ in range(rounds):
-        loaded = load(base)  # with the text encoder, which train_style drops
-        device = loaded.device
-        pictures = style_pictures(loaded, HELD_OUT[0])
-        taken["public loop"].append(public_loop(loaded, pictures, "a painting", settings))
+        taken["public loop"].append(public_loop(load_public(base), pictures, PROMPT, settings))
         taken["L2"].append(own_loop(loaded, pictures, plain))
         taken["L2 + LPIPS + style"].append(own_loop(loaded, pictures, settings))
     public, l2, full = (np.median(values) for values in taken.values())
@@ -485,14 +510,16 @@ def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -
         ["L2", f"{l2:.3f}", f"{public / l2:.2f} times faster than the public loop", "2"],
         ["L2 + LPIPS + style", f"{full:.3f}", f"{full / l2:.2f} of L2 alone", "1.5"],
     ]
+    rows = [[*cells, peak] for cells, peak in zip(rows, peaks, strict=True)]
+    bfloat16 = "has" if autocast_dtype(loaded.device) else "has no"
     return [
-        f"Steps of {settings.batch_size}, rank {settings.rank}, the same layers. The public loop "
-        "puts pictures through the VAE and prompts through the text encoder at every step, in "
-        "float32; this machine "
-        + ("has" if autocast_dtype(device) else "has no")
-        + " bfloat16 for the others.",
+        f"{steps} steps of {settings.batch_size}, {rounds} times each in turns, rank "
+        f"{settings.rank}, the same layers. The public loop puts pictures through the VAE and "
+        "prompts through the text encoder at every step, in float32; this machine "
+        f"{bfloat16} bfloat16 for the others. The memory is the peak of a process that runs only "
+        "this loop.",
         "",
-        *table(["loop", "seconds a step", "ratio", "aim"], rows),
+        *table(["loop", "seconds a step", "ratio", "aim", "peak memory, MB"], rows),
     ]
 
 
@@ -570,6 +597,7 @@ def bench_sd15(sizes: Mapping = SD15, rounds: int = 2) -> list[str]:
 
 CONFIGURATIONS = {
     "loaded, nothing trained": None,
+    "public loop": {},
     "L2": {"lpips_weight": 0.0, "style_weight": 0.0},
     "L2 + LPIPS + style": {},
     "the same, gradient checkpointing": {"gradient_checkpointing": True},
@@ -580,12 +608,16 @@ CONFIGURATIONS = {
 
 def peak_memory(name: str, base: str | Path = "pocket") -> None:
     """Run one configuration for a few steps and print this process's peak resident memory in MB."""
-    loaded = load(base)
-    if CONFIGURATIONS[name] is not None:
-        settings = Settings(steps=4, **CONFIGURATIONS[name])
+    public, changes = name == "public loop", CONFIGURATIONS[name]
+    loaded = load_public(base) if public else load(base)
+    if changes is not None:
+        settings = Settings(steps=4, **changes)
         pictures = style_pictures(loaded, HELD_OUT[0])
-        train_style(loaded, pictures, content_pictures(loaded), settings=settings, progress=False)
-        set_scale(loaded, None)
+        if public:
+            public_loop(loaded, pictures, PROMPT, settings)
+        else:
+            content = content_pictures(loaded)
+            train_style(loaded, pictures, content, settings=settings, progress=False)
     print(json.dumps(peak_resident_memory()))
 
 
@@ -601,20 +633,24 @@ def peak_resident_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes, on macOS
 
 
+def peak_of(name: str, base: str | Path) -> float:
+    """The peak memory in MB of a configuration, in a process of its own, since a peak never
+    falls."""
+    command = [sys.executable, "-m", "stylenb.bench", "peak"]
+    command += ["--configuration", name, "--base", str(base)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent)
+    if done.returncode:
+        raise StylenbError(
+            f"The run {name!r} failed: {(done.stderr.strip() or 'no output').splitlines()[-1]}"
+        )
+    return float(done.stdout.split()[-1])
+
+
 def bench_memory(
     base: str | Path = "pocket", configurations: Sequence[str] = tuple(CONFIGURATIONS)
 ) -> list[str]:
-    """Every configuration in a process of its own, since a peak never falls."""
-    rows = []
-    for name in configurations:
-        command = [sys.executable, "-m", "stylenb.bench", "peak"]
-        command += ["--configuration", name, "--base", str(base)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent)
-        if done.returncode:
-            raise StylenbError(
-                f"The run {name!r} failed: {(done.stderr.strip() or 'no output').splitlines()[-1]}"
-            )
-        rows.append([name, f"{float(done.stdout.split()[-1]):.0f}"])
+    """Every configuration's peak memory."""
+    rows = [[name, f"{peak_of(name, base):.0f}"] for name in configurations]
     return table(["configuration", "peak memory of the process, MB"], rows)
 
 

@@ -1,16 +1,22 @@
 """The benchmark: every table is made once, in small, on a tiny random model."""
 
 import re
+from contextlib import ExitStack
+from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import ImageOps
 
 import stylenb
-from stylenb import StylenbError, bench
+from stylenb import StylenbError, bench, scores, training
 from stylenb.baselines import BASELINES, Baseline
-from stylenb.lora import add_lora, save_lora
+from stylenb.lora import adapters, add_lora, save_lora
+from stylenb.pocket.data import TEST_SEEDS
+from stylenb.pocket.scenes import draw_scene
 from stylenb.training import Settings
 
 
@@ -146,28 +152,156 @@ def test_inference(tiny_folder, lora):
     assert lines[-1].startswith("A folder of 3 JPEG photos of 64 px took")
 
 
-def test_styles(tiny_folder):
+def test_every_column_of_the_styles_has_its_own_number(tiny, tiny_folder, monkeypatch):
+    """With a judge and distances that are known, and a clock that only what is called moves on."""
     settings = Settings(
         rank=2, steps=2, batch_size=2, learning_rate=1.0, lpips_weight=0, style_weight=0
     )
-    lines = bench.bench_styles(tiny_folder, ["ink"], settings, count=2)
-    (row,) = cells(lines, "ink")
-    assert len(row) == len(cells(lines, "style")[0])
-    assert all(0 < numbers(cell)[0] < 10 for cell in row[4:])
-    assert row[4] != row[6]  # the LoRA was on
-    assert lines[0].startswith("2 steps of 2, rank 2, alpha 1.5 when finished; 2 scenes")
+    now, drawn, trained = [0.0], [], []
+    scenes = [draw_scene(TEST_SEEDS + i, 64).picture for i in range(4)]
+
+    def redraw(base, photos):
+        now[0] += 1000
+        drawn.append(scores.redraw(base, photos))
+        return drawn[-1]
+
+    def train_style(base, *given, **how):
+        now[0] += 100 + 21 * len(trained)
+        trained.append((given, how))
+        return training.train_style(base, *given, **how)
+
+    def judge(pictures):
+        return ["ink", "ink", "neon", "neon"] if pictures is drawn[0] else ["ink"] * 4
+
+    def known(result, photo, plain):
+        def distance(pictures, truth):
+            assert truth == bench.renderings(trained[-1][0][2], scenes)
+            if pictures is drawn[0]:
+                mean = plain
+            elif pictures is drawn[-1]:
+                mean = result
+            else:
+                assert pictures == scenes
+                mean = photo
+            return torch.tensor([mean - 0.3, mean - 0.3, mean + 0.3, mean + 0.3])
+
+        return distance
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for own in (redraw, train_style, judge):
+        monkeypatch.setattr(bench, own.__name__, own)
+    monkeypatch.setattr(bench, "truth_distance", known(1, 2, 3))
+    monkeypatch.setattr(bench, "lpips_distance", known(4, 5, 6))
+    lines = bench.bench_styles(tiny_folder, ["ink", "neon"], settings, count=4)
+    distances = [f"{mean}.000 ± 0.173" for mean in range(1, 7)]
+    assert cells(lines, "ink") == [["ink", "100", "100% ± 0", "50% ± 29", *distances]]
+    assert cells(lines, "neon") == [["neon", "121", "0% ± 0", "50% ± 29", *distances]]
+    assert cells(lines, "style")[0][1:4] == ["seconds", "judged right", "without LoRA"]
+    assert lines[0].startswith("2 steps of 2, rank 2, alpha 1.5 when finished; *seconds* of")
+    assert "; 4 scenes redrawn at strength 0.8" in lines[0]
+    assert lines[-1] == bench.verdict([1.0, 0.0], [100, 121])
+    assert len(drawn) == 3 and drawn[0] != drawn[1] != drawn[2]  # each with a LoRA of its own
+    for (style_pictures, content_pictures, style, given), how in trained:
+        assert style_pictures == bench.style_pictures(tiny, style) and given is settings
+        assert content_pictures == bench.content_pictures(tiny) and how == {"progress": False}
 
 
-def test_speed(tiny_folder):
-    lines = bench.bench_speed(tiny_folder, steps=6, rounds=1)
-    public, plain, full = (
-        cells(lines, name)[0] for name in ("public loop", "L2", "L2 + LPIPS + style")
+def test_the_verdict_on_the_styles():
+    assert bench.verdict([0.85, 1.0, 0.84], [90, 120, 110.4]) == (
+        "The judge is right in at least 85 % of the scenes in 2 of 3 styles (aim: 6). "
+        "Every training took at most 120 s, the aim: the longest 120.0 s."
     )
-    assert numbers(full[2])[0] == pytest.approx(float(full[1]) / float(plain[1]), rel=0.1)
-    assert numbers(plain[2])[0] == pytest.approx(float(public[1]) / float(plain[1]), rel=0.1)
+    assert bench.verdict([0.0] * 7, [90, 120.4]).endswith(
+        "in 0 of 7 styles (aim: 6). Not every training took at most 120 s, the aim: the longest "
+        "120.4 s."
+    )
 
 
-def test_sd15_in_small():
+def test_speed(tiny_folder, monkeypatch):
+    seconds = {"public": iter([3.0, 9.0, 4.0]), "L2": iter([1.0, 9.0, 2.0]), "all": iter([5.0] * 3)}
+    steps = []
+
+    def public_loop(base, pictures, prompt, settings):
+        assert base.dtype == torch.float32 and base.text_encoder is not None
+        steps.append(settings.steps)
+        return next(seconds["public"])
+
+    def own_loop(base, pictures, settings):
+        steps.append(settings.steps)
+        return next(seconds["all" if settings.looks_at_pictures else "L2"])
+
+    peaks = {"public loop": 1000, "L2": 800, "L2 + LPIPS + style": 900.4}
+    monkeypatch.setattr(bench, "public_loop", public_loop)
+    monkeypatch.setattr(bench, "own_loop", own_loop)
+    monkeypatch.setattr(bench, "peak_of", lambda name, base: peaks[name])
+    lines = bench.bench_speed(tiny_folder, steps=6, rounds=3)
+    assert steps == [6] * 9
+    assert cells(lines, "public loop") == [["public loop", "4.000", "1", "", "1000"]]
+    faster = "2.00 times faster than the public loop"
+    assert cells(lines, "L2") == [["L2", "2.000", faster, "2", "800"]]
+    full = ["L2 + LPIPS + style", "5.000", "2.50 of L2 alone", "1.5", "900"]
+    assert cells(lines, full[0]) == [full]
+    assert lines[0].startswith("6 steps of 8, 3 times each in turns, rank 8, the same layers.")
+
+
+def test_the_public_loop_puts_all_through_all_at_every_step(tiny_folder):
+    base = stylenb.load(tiny_folder, device="cpu")
+    pictures = bench.style_pictures(base, "ink")
+    parts = base.vae.encoder, base.text_encoder, base.unet
+    with ExitStack() as stack:
+        batches = [stack.enter_context(bench.counted(part)) for part in parts]
+        assert bench.public_loop(base, pictures, "ink", Settings(steps=5, batch_size=3)) > 0
+    assert batches == [[3] * 5] * 3
+    assert adapters(base) == []
+
+
+def test_the_public_loop_leaves_nothing_on_the_cpu(tiny_folder):
+    base = stylenb.load(tiny_folder, device="cpu")
+    pictures = bench.style_pictures(base, "ink")
+    base.device = torch.device("meta")  # any device but the CPU, on every machine
+    for part in (base.vae, base.unet, base.text_encoder):
+        part.to(base.device)
+    assert bench.public_loop(base, pictures, "ink", Settings(steps=2, batch_size=2)) > 0
+
+
+def test_the_own_loop_counts_the_steps_with_pictures_by_their_number(tiny, monkeypatch):
+    plain, looking = {"loss": 1.0}, {"loss": 1.0, "style": 1.0}
+    rows = [
+        {**looking, "seconds": 1000.0},  # warms up
+        *({**plain, "seconds": s} for s in (1.0, 1.0, 100.0)),
+        {**looking, "seconds": 5.0},
+    ]
+    monkeypatch.setattr(bench, "train_style", lambda *given, **how: training.History(rows))
+    assert bench.own_loop(tiny, [], Settings()) == (3 * 1.0 + 1 * 5.0) / 4
+
+
+def test_the_own_loop_trains_with_its_settings(tiny_folder):
+    base = stylenb.load(tiny_folder, device="cpu")
+    settings = Settings(steps=4, batch_size=3, picture_batch=1)
+    with bench.counted(base.unet) as batches:
+        assert bench.own_loop(base, bench.style_pictures(base, "ink"), settings) > 0
+    assert batches == [3, 3, 3, 3 + 1]
+    assert adapters(base) == []
+
+
+def test_sd15_in_small(monkeypatch):
+    """With a clock that only the parts move on, each by its own number of seconds."""
+    now = [0.0]
+
+    def counting(whole, seconds):
+        def call(*given, **how):
+            now[0] += seconds
+            return whole(*given, **how)
+
+        return call
+
+    for part, name, seconds in (
+        (diffusers.AutoencoderKL, "encode", 4),
+        (transformers.CLIPTextModel, "forward", 2),
+        (diffusers.UNet2DConditionModel, "forward", 1),
+    ):
+        monkeypatch.setattr(part, name, counting(getattr(part, name), seconds))
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     small = {
         "side": 64,
         "unet": {
@@ -192,16 +326,55 @@ def test_sd15_in_small():
             "num_attention_heads": 2,
         },
     }
-    lines = bench.bench_sd15(small, rounds=1)
-    assert float(cells(lines, "L2")[0][1]) > 0 and "64 px" in lines[0]
+    lines = bench.bench_sd15(small, rounds=2)
+    assert cells(lines, "public loop") == [["public loop", "7", "1", ""]]
+    assert cells(lines, "L2") == [["L2", "1", "7.00 times faster", "1.3"]]
+    assert now == [3 * (7 + 1)] and "64 px" in lines[0]
 
 
 def test_memory(tiny_folder):
     ballast = torch.ones(750_000_000)  # 3 GB here are no memory of the process that is measured
-    lines = bench.bench_memory(tiny_folder, ["L2"])
+    names = ["loaded, nothing trained", "L2 + LPIPS + style"]
+    lines = bench.bench_memory(tiny_folder, names)
     del ballast
-    ((_, peak),) = cells(lines, "L2")
-    assert 200 < float(peak) < 2500
+    loaded, trained = (float(cells(lines, name)[0][1]) for name in names)
+    assert 200 < loaded < loaded + 100 < trained < 2500
+
+
+def test_every_configuration_of_the_memory_runs_what_it_is_called(tiny, monkeypatch, capsys):
+    ran = []
+
+    def load(folder, dtype=None):
+        ran.append((folder, dtype))
+        return tiny
+
+    def train_style(base, style_pictures, content_pictures, settings, progress):
+        ran.append(("train_style", settings))
+
+    def public_loop(base, pictures, prompt, settings):
+        ran.append(("public_loop", settings))
+
+    for own in (load, train_style, public_loop):
+        monkeypatch.setattr(bench, own.__name__, own)
+    monkeypatch.setattr(bench, "peak_resident_memory", lambda: 7.5)
+    for name in bench.CONFIGURATIONS:
+        bench.main(["peak", "--configuration", name, "--base", name])
+    assert capsys.readouterr().out == "7.5\n" * len(bench.CONFIGURATIONS)
+    assert ran == [
+        ("loaded, nothing trained", None),
+        ("public loop", torch.float32),
+        ("public_loop", Settings(steps=4)),
+        ("L2", None),
+        ("train_style", Settings(steps=4, lpips_weight=0, style_weight=0)),
+        ("L2 + LPIPS + style", None),
+        ("train_style", Settings(steps=4)),
+        ("the same, gradient checkpointing", None),
+        ("train_style", Settings(steps=4, gradient_checkpointing=True)),
+        ("the same, 2 x 4 accumulated", None),
+        ("train_style", Settings(steps=4, batch_size=4, accumulate=2, picture_batch=1)),
+        ("rank 64", None),
+        ("train_style", Settings(steps=4, rank=64)),
+    ]
 
 
 # --- the command line ---
