@@ -50,7 +50,9 @@ def test_noise_loss_is_the_mean_squared_error_of_each(tiny):
     assert plain.shape == (3,)
     assert plain[1].item() == pytest.approx(torch.nn.functional.mse_loss(a[1], b[1]).item())
     weighted = losses.noise_loss(a, b, t, tiny.scheduler, snr_gamma=5) / plain
-    assert weighted[0] < 0.1  # nearly no noise: snr is far above 5
+    ratio = losses.snr(tiny.scheduler, t)
+    assert ratio[0] > 50  # nearly no noise: snr is far above 5
+    assert weighted[0].item() == pytest.approx(5 / ratio[0].item())
     assert weighted[1:].tolist() == [1, 1]  # snr below 5 is left alone
 
 

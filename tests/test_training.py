@@ -4,21 +4,24 @@ import contextlib
 import copy
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 import stylenb
-from stylenb import StylenbError, training
+import stylenb.base
+from stylenb import StylenbError, losses, to_tensor, training
 from stylenb.lora import LAYERS, about_lora, adapters, add_lora, load_lora, set_alpha, set_scale
 from stylenb.training import NotFinite, Settings, train_style
 
@@ -54,6 +57,10 @@ def weights(base) -> dict:
     return {k: v.clone() for k, v in base.unet.state_dict().items() if ".mine." in k}
 
 
+def without_seconds(history) -> list[dict]:
+    return [{**row, "seconds": 0} for row in history.rows]
+
+
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -67,6 +74,11 @@ def fresh(tiny):
     own = copy.copy(tiny)
     own.unet = copy.deepcopy(tiny.unet)
     return own
+
+
+def crude_decoder(latents):
+    """Stands in for TAESD: three of the latents' channels, enlarged."""
+    return torch.nn.functional.interpolate(latents[:, :3], scale_factor=8).tanh()
 
 
 @pytest.fixture
@@ -196,6 +208,80 @@ def test_picture_losses_wait_until_the_marks_are_learned(base):
     assert history.values("style")[0] == history.values("lpips")[0] == [4, 5, 6, 7]
 
 
+def test_picture_losses_come_and_wait_by_updates_not_by_batches(base):
+    calls = []
+    base.tiny_decoder = lambda latents: calls.append(1) or crude_decoder(latents)
+    settings = replace(SETTINGS, steps=8, accumulate=2, picture_every=2, picture_from=0.5)
+    history = train(base, settings)
+    assert history.values("style")[0] == history.values("lpips")[0] == [4, 6]
+    assert len(calls) == 4  # both batches of these updates
+
+
+def test_picture_losses_look_through_the_quick_decoder(base, monkeypatch):
+    monkeypatch.setattr(type(base), "decode", None)
+    base.tiny_decoder = crude_decoder
+    assert len(train(base, replace(SETTINGS, steps=2)).values("style")[0]) == 2
+
+
+@pytest.mark.parametrize("snr_gamma, flip", [(None, True), (5.0, False)])
+def test_the_first_update_computed_once_more_by_hand(snr_gamma, flip, base, monkeypatch):
+    """Two batches, each two style pictures for the noise and a content picture for LPIPS and style;
+    with `flip` some of them are mirror images."""
+    monkeypatch.setattr(training, "autocast", lambda device: contextlib.nullcontext())
+    changes = dict(steps=1, accumulate=2, lpips_weight=0.5, style_weight=0.3, timesteps=600, seed=3)
+    settings = replace(SETTINGS, snr_gamma=snr_gamma, flip=flip, **changes)
+    own = fresh(base)
+    add_lora(own, "mine", settings.rank, settings.alpha, 3, settings.layers)
+    style, content = stripes(), stripes(6, (20, 200, 90))
+    if flip:
+        style, content = ([*p, *map(ImageOps.mirror, p)] for p in (style, content))
+    looks = losses.PictureLosses(to_tensor(style))
+    expected = dict.fromkeys(("noise", "lpips", "style"), 0.0)
+    mirrored = []
+    for batch in range(2):
+        random = training.generator_at(3, batch)
+        chosen = [
+            *training.order_at(3, len(style), batch * 2, 2),
+            len(style) + training.order_at(4, len(content), batch, 1)[0],
+        ]
+        mirrored += [i >= 5 for i in chosen[:2]]
+        images = to_tensor([[*style, *content][i] for i in chosen])
+        spread = training.spread_timesteps
+        t = torch.cat([spread(2, 600, random), spread(1, settings.picture_timesteps, random)])
+        noise = torch.randn(3, 4, 8, 8, generator=random)
+        noisy = own.scheduler.add_noise(own.encode(images), noise, t)
+        found = own.predict_noise(noisy, t)
+        error = (found - noise).square().mean((1, 2, 3))
+        ratio = losses.snr(own.scheduler, t)
+        if snr_gamma:
+            assert ratio[0] > snr_gamma  # or the weight could be left out
+            error = error * ratio.clamp(max=snr_gamma) / ratio
+        x0 = losses.estimate_x0(own.scheduler, noisy[2:], found[2:], t[2:])
+        lpips, distance = looks(own.decode(x0), images[2:])
+        expected["noise"] += error[:2].mean() / 2
+        expected["lpips"] += lpips[0] * ratio[2].clamp(max=1) / 2
+        expected["style"] += distance[0] * ratio[2].clamp(max=1) / 2
+    assert any(mirrored) == flip
+    total = expected["noise"] + 0.5 * expected["lpips"] + 0.3 * expected["style"]
+    total.backward()
+    gradients = [p.grad.flatten() for p in own.unet.parameters() if p.grad is not None]
+
+    row = train(base, settings, content=stripes(6, (20, 200, 90))).rows[0]
+    for key, value in {**expected, "loss": total}.items():
+        assert row[key] == pytest.approx(value.item(), rel=1e-3), key
+    assert row["gradient"] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-2)
+
+
+def test_a_base_of_full_size_begins_with_settings_of_its_own(base):
+    assert Settings.for_base(base) == Settings()
+    assert Settings.for_base(base, steps=7) == Settings(steps=7)
+    base.image_size = 512
+    large = Settings.for_base(base, steps=7)
+    assert (large.steps, large.batch_size, large.accumulate, large.picture_every) == (7, 1, 4, 4)
+    assert large.gradient_checkpointing and large.layers == "attention"
+    assert large.learning_rate < Settings().learning_rate and large.timesteps == 1000
+
+
 def test_without_their_weights_no_picture_is_decoded(base, monkeypatch):
     monkeypatch.setattr(type(base), "decode", None)
     assert train(base, PLAIN).values("style") == ([], [])
@@ -289,6 +375,22 @@ def test_gradient_checkpointing_changes_the_memory_only(tiny):
         assert torch.allclose(value, found[1][key], atol=1e-4), key
 
 
+def test_gradient_checkpointing_keeps_less_for_the_way_back(tiny, monkeypatch):
+    predicted = stylenb.base.Base.predict_noise
+    sizes = []
+
+    def predict_noise(self, *args):
+        with training.kept_activations(self.unet) as kept:
+            out = predicted(self, *args)
+        sizes.append(sum(kept.values()))
+        return out
+
+    monkeypatch.setattr(stylenb.base.Base, "predict_noise", predict_noise)
+    for checkpointing in (False, True):
+        train(fresh(tiny), replace(PLAIN, steps=1, gradient_checkpointing=checkpointing))
+    assert 0 < sizes[1] < 0.5 * sizes[0]
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_kept_activations_are_counted_once_and_without_the_weights(device):
     layers = torch.nn.Sequential(
@@ -309,12 +411,95 @@ def test_kept_activations_are_counted_once_and_without_the_weights(device):
     assert counted() == float32 * 5 * 2  # the bias still wants the gradient of the last tanh
 
 
-def test_half_precision_bases_train_too(tiny_folder, monkeypatch):
-    # as on a GPU without bfloat16: no autocast, and a scaler
+@pytest.fixture
+def half(tiny_folder, monkeypatch):
+    """As on a GPU without bfloat16: no autocast, and a scaler."""
     monkeypatch.setattr(training, "autocast", lambda device: contextlib.nullcontext())
-    own = stylenb.load(tiny_folder, device="cpu", dtype=torch.float16)
-    history = train(own, replace(SETTINGS, steps=3))
-    assert history.finished and all(v.dtype == torch.float32 for v in weights(own).values())
+    return stylenb.load(tiny_folder, device="cpu", dtype=torch.float16)
+
+
+def watch_gradients(monkeypatch, factors):
+    """Multiply the gradient that comes to the loss by factors(step); return the list of those."""
+    original = training.noise_loss
+    seen = []
+
+    def noise_loss(*args):
+        def watch(gradient):
+            seen.append(gradient.sum().item())
+            return gradient * factors(len(seen) - 1)
+
+        loss = original(*args)
+        loss.register_hook(watch)
+        return loss
+
+    monkeypatch.setattr(training, "noise_loss", noise_loss)
+    return seen
+
+
+def test_half_precision_bases_train_too(half):
+    history = train(half, replace(SETTINGS, steps=3))
+    assert history.finished and all(v.dtype == torch.float32 for v in weights(half).values())
+
+
+def test_the_loss_of_a_half_precision_base_is_scaled_up_and_the_gradient_down(
+    half, tiny, monkeypatch
+):
+    seen = watch_gradients(monkeypatch, lambda step: 1)
+    scaled = train(half, replace(PLAIN, steps=1)).rows[0]
+    plain = train(fresh(tiny), replace(PLAIN, steps=1)).rows[0]
+    assert seen[0] > 1000 and seen[1] == 1
+    assert scaled["noise"] == pytest.approx(plain["noise"], rel=0.01)
+    assert scaled["gradient"] == pytest.approx(plain["gradient"], rel=0.05)
+
+
+def test_an_update_that_overflows_in_half_precision_is_left_out(half, monkeypatch):
+    seen = watch_gradients(monkeypatch, lambda step: float("inf") if step == 0 else 1)
+    assert train(half, replace(PLAIN, steps=1)).finished
+    for key, value in weights(half).items():
+        assert value.isfinite().all() and not (".lora_B." in key and value.any()), key
+    stylenb.remove_lora(half, "mine")
+    seen.clear()
+    history = train(half, replace(PLAIN, steps=3))
+    assert history.finished and seen[1] == seen[0] / 2  # the scale is halved
+    assert [np.isfinite(row["gradient"]) for row in history.rows] == [False, True, True]
+    after = weights(half)
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(value.any() for key, value in after.items() if ".lora_B." in key)
+
+
+def test_half_precision_stops_when_no_scale_helps(half, monkeypatch):
+    seen = watch_gradients(monkeypatch, lambda step: float("nan"))
+    with pytest.raises(NotFinite, match="gradient is not finite"):
+        train(half, replace(PLAIN, steps=40, batch_size=1))
+    assert 1 < len(seen) < 30 and seen[-1] == 1
+    assert all(v.isfinite().all() for v in weights(half).values())
+
+
+def test_batches_are_computed_in_the_precision_of_the_hardware(base, monkeypatch):
+    monkeypatch.setattr(stylenb.base, "autocast_dtype", lambda device: torch.bfloat16)
+    predicted = type(base).predict_noise
+    seen = []
+
+    def predict_noise(self, *args):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return predicted(self, *args)
+
+    monkeypatch.setattr(type(base), "predict_noise", predict_noise)
+    assert train(base, replace(SETTINGS, steps=2)).finished
+    assert seen == [torch.bfloat16] * 2
+    assert all(v.dtype == torch.float32 and v.isfinite().all() for v in weights(base).values())
+
+
+def test_the_progress_bar_shows_smoothed_losses(base, capsys):
+    add_lora(base, "mine", 4)
+    one = next(p for p in base.unet.parameters() if p.requires_grad)
+
+    def losses_of(batch):
+        return {"noise": 0 * one.sum() + (10 if batch == 0 else 0)}
+
+    training.fit(base, losses_of, replace(PLAIN, steps=3), {})
+    bar = capsys.readouterr().err
+    assert "3/3" in bar and "noise=9.025" in bar  # 10 * 0.95 ** 2
 
 
 def test_eight_bit_adamw_or_a_sentence_about_it(base):
@@ -367,7 +552,7 @@ def test_the_folder_holds_the_lora_its_history_and_the_last_checkpoints(base, tm
     assert torch.allclose(predict(base), trained, atol=2e-3)  # half precision on the way
 
 
-def test_a_full_disk_loses_nothing(tmp_path):
+def test_a_full_disk_loses_nothing(base, whole_run, tmp_path):
     """The third checkpoint does not fit: the run ends, and what was saved before is whole."""
     limited = """
 from pathlib import Path
@@ -379,7 +564,7 @@ def save(self, history):
     original(self, history)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 training.Checkpoints.save = save
-train(base, folder={folder!r}, checkpoint_every=2, keep=9)
+train(load(), replace(SETTINGS, accumulate=2), folder={folder!r}, checkpoint_every=2, keep=9)
 """
     folder = tmp_path / "run"
     done = run_script(limited.format(folder=str(folder)))
@@ -388,6 +573,17 @@ train(base, folder={folder!r}, checkpoint_every=2, keep=9)
     names = sorted(p.name for p in folder.glob("checkpoint*"))
     assert names == [f"checkpoint-00000{i}.safetensors" for i in (0, 2, 6)]
     assert not list(folder.glob("*.tmp"))
+    rows = json.loads((folder / "history.json").read_text())["rows"]
+    for step in (2, 6):  # with each of them alone the run goes on to the same end
+        alone = tmp_path / str(step)
+        alone.mkdir()
+        name = f"checkpoint-00000{step}.safetensors"
+        (alone / name).write_bytes((folder / name).read_bytes())
+        history = train(base, replace(SETTINGS, accumulate=2), folder=alone)
+        assert history.rows[:step] == rows[:step]  # with their seconds: these were not run again
+        assert without_seconds(history) == without_seconds(whole_run[1])
+        assert same(weights(base), whole_run[0])
+        stylenb.remove_lora(base, "mine")
 
 
 # --- cut and resumed ---
@@ -399,7 +595,8 @@ import torch
 torch.set_num_threads({threads})
 import stylenb
 from test_training import *
-base = stylenb.load({tiny!r}, device="cpu")
+def load():
+    return stylenb.load({tiny!r}, device="cpu")
 """
 
 
@@ -418,34 +615,72 @@ def run_script(body: str, **options):
     )
 
 
-def test_a_run_killed_at_random_steps_ends_with_the_same_weights(base, whole_run, tmp_path):
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(base, whole_run, tmp_path):
+    """Between two batches, then with a checkpoint half written, then between two batches again.
+    Checkpoints are two updates apart, so finished ones are redone."""
     folder = tmp_path / "run"
+    seed = random.SystemRandom().randrange(10**6)
+    print("random seed", seed)  # seen where this fails
+    chance = random.Random(seed)
+    moments = [
+        ("batch", chance.randint(3, 8)),  # in the second, third or fourth update
+        ("save", chance.randint(1, 2)),
+        ("batch", chance.randint(3, 8)),
+    ]
+    print(moments)
     body = f"""
-import os, signal
-kill_at = int(sys.argv[1])
-count = [0]
-predicted = type(base).predict_noise
-def predict_noise(self, *args):  # called once a batch: inside an accumulation window too
-    count[0] += 1
-    if count[0] == kill_at:
+import os, signal, traceback
+from safetensors.torch import save_file
+folder, settings = Path({str(folder)!r}), replace(SETTINGS, accumulate=2)
+
+def run(what, number):
+    left = [number]
+    def passed():  # by the moment at which the process is to be killed
+        left[0] -= 1
+        return left[0] == 0
+    def kill():
         os.kill(os.getpid(), signal.SIGKILL)
-    return predicted(self, *args)
-type(base).predict_noise = predict_noise
-train(base, replace(SETTINGS, accumulate=2), folder={str(folder)!r}, checkpoint_every=1)
+    predicted = stylenb.base.Base.predict_noise
+    def predict_noise(self, *args):  # once a batch: inside an accumulation window too
+        if what == "batch" and passed():
+            kill()
+        return predicted(self, *args)
+    def save(tensors, path, *more):
+        save_file(tensors, path, *more)
+        if what == "save" and passed():
+            os.truncate(path, path.stat().st_size // 2)
+            kill()
+    stylenb.base.Base.predict_noise, training.save_file = predict_noise, save
+    train(load(), settings, folder=folder, checkpoint_every=2)
+
+for moment in {moments!r}:
+    process = os.fork()  # importing once, and nothing has been computed yet
+    if process == 0:
+        try:
+            run(*moment)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    _, status = os.waitpid(process, 0)
+    files = sorted(folder.glob("checkpoint*.safetensors"))
+    [load_file(file) for file in files]  # raises where one is damaged
+    print(json.dumps([os.WIFSIGNALED(status) and os.WTERMSIG(status), [f.name for f in files]]))
 """
-    killed = 0
-    for kill_at in random.Random(0).sample(range(1, 9), 2):
-        done = subprocess.run(
-            [sys.executable, "-c", run_script.head + body, str(kill_at)], capture_output=True
-        )
-        killed += done.returncode == -signal.SIGKILL
-        assert not (folder / "mine.safetensors").exists()
-    assert killed == 2
-    history = train(base, replace(SETTINGS, accumulate=2), folder=folder, checkpoint_every=1)
-    expected, whole = whole_run
-    assert same(weights(base), expected)
-    for mine, theirs in zip(history.rows, whole.rows, strict=True):
-        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+    done = run_script(body)
+    print(done.stderr)
+    assert done.returncode == 0
+    ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [signal_ for signal_, _ in ended] == [signal.SIGKILL] * 3
+    kept = 0
+    for (what, number), (_, names) in zip(moments, ended, strict=True):
+        newest = int(names[-1][len("checkpoint-") : -len(".safetensors")])
+        lost = kept + (number - 1) // 2 - newest if what == "batch" else kept - newest
+        assert newest >= kept and lost <= 2  # updates, and nothing that was there before
+        kept = newest
+    assert not (folder / "mine.safetensors").exists()
+    history = train(base, replace(SETTINGS, accumulate=2), folder=folder, checkpoint_every=2)
+    assert same(weights(base), whole_run[0]) and not list(folder.glob("*.tmp"))
+    assert without_seconds(history) == without_seconds(whole_run[1])
 
 
 def test_a_run_that_was_stopped_by_its_time_goes_on(base, whole_run, tmp_path, capsys):
@@ -456,6 +691,20 @@ def test_a_run_that_was_stopped_by_its_time_goes_on(base, whole_run, tmp_path, c
     stylenb.remove_lora(base, "mine")
     assert train(base, settings, folder=tmp_path).finished
     assert same(weights(base), whole_run[0])
+
+
+def test_the_time_is_in_minutes(base, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    predicted = type(base).predict_noise
+
+    def predict_noise(self, *args):  # 50 seconds for every update
+        now[0] += 50
+        return predicted(self, *args)
+
+    monkeypatch.setattr(type(base), "predict_noise", predict_noise)
+    history = train(base, PLAIN, minutes=2)
+    assert len(history.rows) == 3 and history.seconds == 150
 
 
 def test_a_finished_run_is_not_run_again(base, tmp_path):
@@ -486,6 +735,21 @@ DIFFERENT = {
     "two": (replace(SETTINGS, steps=9, seed=1), None, "steps was 6 and is 9; seed was 0 and is 1"),
     "pictures": (SETTINGS, stripes(5, (1, 2, 3)), "style pictures was"),
 }
+
+
+def test_other_content_or_another_base_is_refused_too(base, tmp_path):
+    train(base, PLAIN, folder=tmp_path)
+    stylenb.remove_lora(base, "mine")
+    other = fresh(base)
+    other.name = "other"
+    for own, content, message in (
+        (base, stripes(5, (1, 2, 3)), r"\(content pictures was '\w+' and is '\w+'\)"),
+        (other, None, rf"\(base was '{re.escape(base.name)}' and is 'other'\)"),
+    ):
+        with pytest.raises(StylenbError, match=message):
+            train(own, PLAIN, content=content, folder=tmp_path)
+        assert adapters(own) == []
+    assert train(base, PLAIN, content=stripes(), folder=tmp_path).finished  # as it was
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
@@ -545,6 +809,26 @@ def test_a_gradient_that_is_not_finite_stops_it(base, monkeypatch):
     monkeypatch.setattr(training, "noise_loss", noise_loss)
     with pytest.raises(NotFinite, match="gradient is not finite at step 0; .* half the learning"):
         train(base, PLAIN)
+
+
+def test_weights_that_are_not_finite_are_never_saved(base, tmp_path):
+    """A weight that no loss looks at: figures are good, and the weights are not."""
+    add_lora(base, "mine", 4)
+    one, other, *_ = (p for p in base.unet.parameters() if p.requires_grad)
+
+    def losses_of(batch):
+        if batch == 2:
+            with torch.no_grad():
+                other[0, 0] = float("nan")
+        return {"noise": (one - 1).square().mean()}
+
+    with contextlib.suppress(NotFinite):  # whether or not it is told in the end
+        training.fit(
+            base, losses_of, PLAIN, {}, folder=tmp_path, checkpoint_every=1, progress=False
+        )
+    files = sorted(tmp_path.glob("checkpoint*"))
+    assert files[-1].name == "checkpoint-000001.safetensors"
+    assert all(v.isfinite().all() for file in files for v in load_file(file).values())
 
 
 def test_a_rate_that_is_far_too_high_keeps_good_weights(base):
