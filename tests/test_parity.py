@@ -14,13 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file
 
 import stylenb
 from stylenb import inference, losses, scores, training
 from stylenb.authoring import sources
+from stylenb.bench import SD15
 from stylenb.lora import GROUPS, add_lora, export_lora, merge_lora, set_scale
 from stylenb.training import Settings, train_style
 
@@ -199,6 +201,33 @@ def test_the_layer_is_pefts(base):
     assert lesson("05", unet=plain).lora_count(rank) == sum(p.numel() for p in parameters)
     config = base.unet.peft_config["mine"]
     near(its.convert_alpha(alpha, rank, "course", "peft"), config.lora_alpha)
+
+
+@torch.no_grad()
+def test_formula_layer_and_peft_over_random_shapes():
+    its, draw = lesson("03"), random.Random(SEED)
+    for _ in range(20):
+        inputs, outputs, rank = (draw.randrange(1, 40) for _ in range(3))
+        alpha = draw.choice((-1, 1)) * draw.uniform(0.1, 3)
+        model = torch.nn.Sequential(torch.nn.Linear(inputs, outputs))
+        ours = its.LoRALinear(copy.deepcopy(model[0]), rank, alpha)
+        ours.B.copy_(randn(rank, outputs))
+        config = LoraConfig(r=rank, lora_alpha=alpha * rank, target_modules=["0"])
+        model = inject_adapter_in_model(config, model)
+        model[0].lora_A["default"].weight.copy_(ours.A.T)
+        model[0].lora_B["default"].weight.copy_(ours.B.T)
+        x = randn(3, inputs)
+        near(ours(x), model(x))
+        formula = its.lora_forward(x, ours.layer.weight.T, ours.A, ours.B, alpha)
+        near(formula + ours.layer.bias, model(x))
+
+
+def test_the_lora_of_stable_diffusion_has_797184_numbers_at_rank_4():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD15["unet"])
+    assert lesson("05", unet=unet).lora_count(4) == 797_184
+    layers = lesson("03", "TARGETS").projections(unet).values()
+    assert lesson("03").lora_parameters([layer.weight.shape for layer in layers], 4) == 797_184
 
 
 @torch.no_grad()
