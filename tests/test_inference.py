@@ -24,7 +24,7 @@ from stylenb import (
     stylize_folder,
     train_style,
 )
-from stylenb.base import SOLVER_STEPS
+from stylenb.base import SOLVER_STEPS, Base
 from stylenb.inference import denoise, invert, with_colours_of
 from stylenb.photos import to_pictures, to_tensor
 from stylenb.training import Settings
@@ -386,10 +386,9 @@ def test_lightness_is_the_pictures_and_colour_the_photos(photo):
     assert with_colours_of(photo, picture).size == photo.size
 
 
-def test_defaults_are_the_bases(base, photo):
-    for side, strength, steps, solver in ((64, 0.8, 20, "inversion"), (512, 0.6, 30, "ddim")):
-        base = copy.copy(base)
-        base.image_size = side
+def test_defaults_are_the_bases(base, photo, monkeypatch):
+    for full, strength, steps, solver in ((False, 0.8, 20, "inversion"), (True, 0.6, 30, "ddim")):
+        monkeypatch.setattr(Base, "full_size", full)
         said = stylize(photo, strength=strength, steps=steps, solver=solver, base=base)
         assert stylize(photo, base=base).tobytes() == said.tobytes()
     half = stylize(photo, solver="dpm", base=base)

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import copy
 import random
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from stylenb.bench import SD15
 from stylenb.lora import GROUPS, add_lora, export_lora, merge_lora, set_scale
 from stylenb.training import Settings, train_style
 
-SEED = random.Random().randrange(10**6)  # other shapes and numbers every time; shown on failure
+SEED = 0  # of all shapes and numbers here: what fails once fails again
 
 
 def lesson(number: str, *values: str, **given):
@@ -77,7 +78,6 @@ def near(ours, theirs, tolerance=1e-5):
         torch.as_tensor(theirs, dtype=torch.float64),
         rtol=tolerance,
         atol=tolerance,
-        msg=lambda text: f"{text}\nseed {SEED}",
     )
 
 
@@ -177,8 +177,10 @@ def test_the_loop_up_and_down(strength, tiny):
 
 
 @torch.no_grad()
-def test_the_layer_is_pefts(base):
-    rank, alpha = random.Random(SEED).randrange(1, 9), random.Random(SEED).uniform(-2, 2)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_layer_is_pefts(base, seed):
+    draw = random.Random(SEED + seed)
+    rank, alpha = draw.randrange(1, 9), draw.choice((-1, 1)) * draw.uniform(0.1, 2)
     ours, plain = copy.copy(base), copy.deepcopy(base.unet)
     ours.unet = copy.deepcopy(base.unet)
     added = lesson("03", "TARGETS").replace_projections(ours.unet, rank, alpha, seed=1)
@@ -290,8 +292,11 @@ def test_the_rate_and_the_order():
         assert sorted(epoch.tolist()) == list(range(5))
 
 
-def test_the_loop_is_the_librarys(base):
+def test_the_loop_is_the_librarys(base, monkeypatch):
     """With the library's order of the pictures, which comes from another seed."""
+    # Adam divides a gradient by its size, and so makes a rounding error of what is nearly zero as
+    # large as any other; with this term beside the size, it stays small.
+    monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-3))
     settings = Settings(
         **dict(rank=2, steps=4, batch_size=2, picture_batch=1, warmup=2, learning_rate=0.001),
         **dict(picture_from=0.0, picture_timesteps=600, lpips_weight=0.3, style_weight=0.2),
@@ -327,7 +332,7 @@ def test_the_loop_is_the_librarys(base):
         for one in (ours, base)
     )
     mine, theirs = (w.detach() for w in weights)
-    assert (mine - theirs).norm() < 0.05 * theirs.norm(), f"seed {SEED}"
+    assert (mine - theirs).norm() < 0.01 * theirs.norm()
 
 
 def test_parts_of_a_batch(tiny):
