@@ -374,6 +374,7 @@ def fit(
     keep: int = 2,
     validation: Sequence = (),
     validate_every: int = 100,
+    watch: Callable[[dict[int, list]], object] | None = None,
     draw: Callable[[Sequence], list] | None = None,
     progress: bool = True,
 ) -> History:
@@ -386,7 +387,8 @@ def fit(
         `checkpoint_every` updates; None keeps none. minutes: stop by itself after this time, save,
         and go on from there when called again.
     validation: photos to redraw at every `validate_every` updates, at the base's default strength;
-        draw: what redraws them, None for the base without a prompt.
+        watch: is called each time with all of them so far, update -> pictures, to show them while
+        the training goes on; draw: what redraws them, None for the base without a prompt.
 
     Raises StylenbError for a folder that holds a run with other settings, and at the first loss or
     gradient that is not finite, after putting the last good weights back. (A float16 base first
@@ -457,6 +459,8 @@ def fit(
                     redraw(base, validation) if draw is None else draw(validation)
                 )
                 checkpoints.save_pictures(step + 1, history.pictures[step + 1])
+                if watch is not None:
+                    watch(dict(history.pictures))
             if minutes is not None and time.monotonic() - began > 60 * minutes:
                 break
     finally:

@@ -516,8 +516,12 @@ def test_eight_bit_adamw_or_a_sentence_about_it(base):
 
 def test_validation_pictures(base, tmp_path):
     photos = stripes(2)
-    history = train(base, folder=tmp_path, validation=photos, validate_every=2)
+    seen = []
+    how = dict(validation=photos, validate_every=2, watch=seen.append)
+    history = train(base, folder=tmp_path, **how)
     assert list(history.pictures) == [2, 4, 6]
+    assert [list(pictures) for pictures in seen] == [[2], [2, 4], [2, 4, 6]]
+    assert seen[-1] == history.pictures
     assert all(len(p) == 2 and p[0].size == (64, 64) for p in history.pictures.values())
     assert history.pictures[2][0].tobytes() != history.pictures[6][0].tobytes()
     files = sorted(p.name for p in (tmp_path / "validation").iterdir())

@@ -1007,7 +1007,7 @@ show.sheet(
 # - a loss that is no longer a number stops the run,
 # - **checkpoints** are written: files with the state of the run, to go on from (section 11),
 # - at the end α is turned up, from `alpha` to `final_alpha` (section 6 tries out how far),
-# - now and then some photos are redrawn, so that you can watch.
+# - now and then some photos are redrawn, so that you can watch (`validation`, `watch`).
 #
 # All that decides a run is in its `Settings`. Most of them you know; `help(Settings)` has a line on
 # each.
@@ -1018,11 +1018,46 @@ for name, value in vars(usual).items():
 
 # %% [markdown]
 # The photos that we watch are none of those that it trains on. (Crops of the sample photographs
-# were among the training pictures of the pocket *base*, in the styles that it knows.) This is the
-# longest run of the lesson.
+# were among the training pictures of the pocket *base*, in the styles that it knows.) Beside them
+# stands the **truth**, which only this small world has: the style is a function that can be laid
+# over any picture, photographs too, so we know how each should come out. (It is drawn over the
+# sharp original; no picture that went through the autoencoder gets as crisp, see lesson 01.)
 
 # %%
+truth = [apply_style(style, picture) for picture in watched]
+
+
+def stages_with(pictures):
+    """What there is to see so far; pictures: step -> the photos, redrawn at that step."""
+    redrawn = {f"step {step}": photos for step, photos in pictures.items()}
+    return {"original": watched, "step 0": without} | redrawn | {"the truth": truth}
+
+
+def sheet_of(stages):
+    return show.sheet(
+        [stages[stage][row] for row in range(len(watched)) for stage in stages],
+        list(stages),
+        columns=len(stages),
+        width=0.8,
+        title=f"{style}, while it is being learned",
+        alt="Three rows, a scene, a cat and a cup of coffee: the original, redrawn by the base "
+        "alone, then as the training goes on, and at the right the true rendering in the style "
+        f"{style}.",
+    )
+
+
+# %% [markdown]
+# Now the longest run of the lesson. Five times on the way the photos are redrawn, and `watch`
+# is handed all that there is so far: it puts a longer sheet in the place of the one before.
+#
+# **Predict:** what comes first, what last: the colours leave, hatching appears, the dark parts turn
+# to solid black?
+
+# %%
+from IPython.display import display
+
 folder = Path(tempfile.mkdtemp())  # for all the runs of this lesson
+view = display(sheet_of(stages_with({})), display_id=True)
 history = train_style(
     base,
     style_pictures,
@@ -1032,27 +1067,14 @@ history = train_style(
     folder=folder / "watched",
     validation=watched,
     validate_every=max(1, usual.steps // 5),
+    watch=lambda pictures: view.update(sheet_of(stages_with(pictures))),
 )
-
-# %%
-stages = {"original": watched, "step 0": without}
-stages |= {f"step {step}": pictures for step, pictures in history.pictures.items()}
-stages["the truth"] = [apply_style(style, picture) for picture in watched]
-show.sheet(
-    [stages[stage][row] for row in range(len(watched)) for stage in stages],
-    list(stages),
-    columns=len(stages),
-    width=0.8,
-    title=f"{style}, while it was being learned",
-    alt="Three rows, a scene, a cat and a cup of coffee: the original, redrawn by the base alone, "
-    f"then as the training went on, and at the right the true rendering in the style {style}.",
-)
+stages = stages_with(history.pictures)
 
 # %% [markdown]
-# On the right is the **truth**, which only this small world has: the style is a function that can
-# be laid over any picture, photographs too, so we know how each should have come out. (It is drawn
-# over the sharp original; no picture that went through the autoencoder gets as crisp, see lesson
-# 01.)
+# With the ink, hatching is there after the first fifth of the run, and on the scene hardly a colour
+# is left; the photographs keep theirs for longer. Solid black comes last, after LPIPS and style
+# loss have set in. Is it them that bring it? Section 6 leaves them out.
 #
 # Step through it in larger pictures. (On a page that only shows the notebook, you see the last step
 # and no menu.)
