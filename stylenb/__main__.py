@@ -7,8 +7,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
-from .errors import StylenbError
+from .errors import StylenbError, replacing
+from .limits import Seed, Strength, Timestep, Within, argument
+
+Scale = Annotated[float, Within(-2, 4)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,17 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     stylize.add_argument(
         "--strength",
-        type=_number(float, 0, 1, above=True),
+        type=argument(Strength),
         help="how far the photo may change, above 0 and up to 1 (default: the base's own)",
     )
     stylize.add_argument(
         "--scale",
-        type=_number(float, -2, 4),
+        type=argument(Scale),
         default=1.0,
         help="how much of the LoRA is added, -2 to 4 (default: 1)",
     )
     stylize.add_argument(
-        "--steps", type=_number(int, 1, 1000), help="denoising steps (default: the base's own)"
+        "--steps",
+        type=argument(Timestep),
+        dest="num_inference_steps",
+        help="denoising steps (default: the base's own)",
     )
     stylize.add_argument(
         "--solver",
@@ -77,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stylize.add_argument(
         "--seed",
-        type=_number(int, 0, 2**63 - 1),
+        type=argument(Seed),
         default=0,
         help="of the noise (default: 0); inversion draws none",
     )
@@ -104,30 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(kind, low, high, above=False):
-    """An argparse type: a number of low..high (of more than low if `above`)."""
-    limits = f"above {low} and up to {high}" if above else f"from {low} to {high}"
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        # written so that NaN fails
-        if value is None or not (low < value <= high or (value == low and not above)):
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} must be {noun} {limits}")
-        return value
-
-    return parse
-
-
 def _style(text: str) -> tuple[str, float]:
     """An argparse type: a style and its weight, which is 1 unless it is told."""
     name, equals, weight = text.rpartition("=")
     if not equals or Path(text).is_file():
         return text, 1.0
-    return name, _number(float, -2, 4)(weight)
+    return name, argument(Scale)(weight)
 
 
 def _stylize(options: argparse.Namespace) -> None:
@@ -137,7 +126,7 @@ def _stylize(options: argparse.Namespace) -> None:
     if several:
         output = Path(options.output).expanduser()
         if output.exists() and not output.is_dir():
-            raise StylenbError(f"'{output}' is no folder, and a folder of photos needs one.")
+            raise StylenbError(f"'{output}' is not a folder, and a folder of photos needs one.")
     else:
         output = _check_output(options.output)
         from .photos import open_photo
@@ -148,18 +137,21 @@ def _stylize(options: argparse.Namespace) -> None:
         raise StylenbError("Each --style is given once: add up the weights of one given twice.")
     if list(style.values()) == [1.0]:
         (style,) = style
-    names = ("strength", "scale", "steps", "seed", "base", "fit", "solver", "keep_colours")
+    names = ("strength", "scale", "num_inference_steps", "seed", "base", "fit", "solver")
+    names += ("keep_colours",)
     how = {"style": style, **{name: getattr(options, name) for name in names}}
 
-    from . import inference
-
     if several:
-        done = inference.stylize_folder(
-            options.photo, output, overwrite=options.overwrite, **how
-        ).table()
+        from .folders import stylize_folder
+
+        done = stylize_folder(options.photo, output, overwrite=options.overwrite, **how).table()
     else:
+        from .inference import stylize
+
         quality = {} if output.suffix.lower() == ".png" else {"quality": 95}
-        inference.save_picture(inference.stylize(photo, **how), output, **quality)
+        picture = stylize(photo, **how)
+        with replacing(output) as temporary:
+            picture.save(temporary, **quality)
         done = output
     print(f"{done} ({time.perf_counter() - start:.1f} s)")
 
@@ -182,7 +174,7 @@ def _check_output(text: str) -> Path:
 
 
 def _styles(options: argparse.Namespace) -> None:
-    from .lora import available_styles
+    from .lora_files import available_styles
 
     styles = available_styles()
     if not styles:

@@ -18,10 +18,12 @@ from PIL import Image
 
 from .base import Base
 from .errors import StylenbError
+from .inference import redraw
+from .limits import Share, read
 from .lora import set_scale
 from .losses import PictureLosses, lpips_from, unit_features
 from .photos import to_pictures, to_tensor
-from .scores import BATCH, redraw
+from .scores import BATCH
 
 Pictures = Sequence[Image.Image]
 GATYS_STEPS = 60
@@ -51,11 +53,11 @@ def img2img(
     It does not look at the style pictures, so it shows what the base does by itself. LoRAs are
     switched off; the i-th photo has the noise of seed + i, if the base's default solver draws any.
     """
-    _check(strength)
+    strength = read("strength", strength, Share)
     set_scale(base, None)
     if strength == 0:
         return encode_and_decode(base, photos)
-    return redraw(base, photos, strength, seed=seed)
+    return redraw(base, photos, strength, seed=range(seed, seed + len(photos)))
 
 
 def match_colours(
@@ -72,7 +74,7 @@ def match_colours(
     """
     from skimage.exposure import match_histograms
 
-    _check(strength)
+    strength = read("strength", strength, Share)
     reference = np.concatenate(
         [np.asarray(p.convert("RGB")).reshape(-1, 1, 3) for p in _some(style_pictures)]
     )
@@ -107,7 +109,7 @@ def gatys(
     taken, since how long it runs decides more than the weight. (The paper has other features,
     begins at noise, and uses L-BFGS, whose line search would tie the pictures of a batch together.)
     """
-    _check(strength)
+    strength = read("strength", strength, Share)
     looks = PictureLosses(
         to_tensor(_some(style_pictures)), features, None if base is None else base.device
     )
@@ -145,9 +147,9 @@ def latent_adain(
     strength: the share of the way there. The paper does so in a network's features and trains a
     decoder for them; the base's autoencoder has one already.
     """
-    _check(strength)
-    latents = _encode(base, photos)
-    return _decode(base, latents.lerp(adain(latents, _encode(base, style_pictures)), strength))
+    strength = read("strength", strength, Share)
+    latents, style = (base.encode(to_tensor(_some(p))).float() for p in (photos, style_pictures))
+    return to_pictures(base.decode(latents.lerp(adain(latents, style), strength)))
 
 
 def adain(latents: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
@@ -177,28 +179,13 @@ BASELINES = {
 }
 
 
+@torch.no_grad()
 def encode_and_decode(base: Base, pictures: Pictures) -> list[Image.Image]:
     """What the autoencoder leaves of pictures, which nothing drawn in latents can better."""
-    return _decode(base, _encode(base, pictures))
-
-
-@torch.no_grad()
-def _encode(base: Base, pictures: Pictures) -> torch.Tensor:
-    parts = to_tensor(_some(pictures)).split(BATCH)
-    return torch.cat([base.encode(part).float() for part in parts])
-
-
-@torch.no_grad()
-def _decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
-    return [p for part in latents.split(BATCH) for p in to_pictures(base.decode(part))]
+    return to_pictures(base.decode(base.encode(to_tensor(_some(pictures)))))
 
 
 def _some(pictures: Pictures | None) -> list[Image.Image]:
     if not pictures:
         raise StylenbError("There is nothing to work on: give a photo and a picture of the style.")
     return list(pictures)
-
-
-def _check(strength: float) -> None:
-    if not 0 <= strength <= 1:
-        raise StylenbError(f"strength lies from 0 to 1, not {strength}.")

@@ -17,7 +17,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from . import base
+from . import weights
 from .errors import StylenbError
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
@@ -79,8 +79,8 @@ def report() -> str:
     rows += _device()
     rows.append(("Base 'pocket'", _pocket()))
     rows.append(("Base 'sd15'", _sd15()))
-    styles = sorted(path.stem for path in (base.DATA / "loras").glob("*.safetensors"))
-    rows.append(("Styles", ", ".join(styles) or f"none in {base.DATA / 'loras'}"))
+    styles = sorted(path.stem for path in (weights.DATA / "loras").glob("*.safetensors"))
+    rows.append(("Styles", ", ".join(styles) or f"none in {weights.DATA / 'loras'}"))
     rows.append(("Free disk here", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -151,7 +151,9 @@ def _torch_pair() -> str:
 
 def _device() -> list[tuple[str, str]]:
     try:
-        device, dtype, why = base.device_and_dtype()
+        from .device import device_and_dtype
+
+        device, dtype, why = device_and_dtype()
     except Exception as error:
         return [("Device", f"unknown, torch does not work ({type(error).__name__})")]
     return [
@@ -161,7 +163,7 @@ def _device() -> list[tuple[str, str]]:
 
 
 def _pocket() -> str:
-    folder = base.DATA / "pocket-sd"
+    folder = weights.DATA / "pocket-sd"
     files = [p for p in folder.rglob("*") if p.is_file()]
     if not files:
         return f"missing at {folder}: clone the whole repository, its data folder included"
@@ -169,7 +171,7 @@ def _pocket() -> str:
 
 
 def _sd15() -> str:
-    found = base.find_sd15()
+    found = weights.find_sd15()
     if found:
         origin, folder = found
         return f"{folder}, from {origin}{'' if folder.is_dir() else ': THERE IS NO SUCH FOLDER'}"
@@ -177,7 +179,7 @@ def _sd15() -> str:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(
-            base.SD15_HUB_ID, "model_index.json", revision=base.SD15_REVISION
+            weights.SD15_HUB_ID, "model_index.json", revision=weights.SD15_REVISION
         )
     except ImportError:
         cached = None
@@ -185,5 +187,5 @@ def _sd15() -> str:
         return f"{Path(cached).parent}, from the download cache"
     return (
         "not here (only needed for SD v1.5): it is downloaded on first use, or attach it as a "
-        f"Kaggle input, or set {base.SD15_VARIABLE} to its folder"
+        f"Kaggle input, or set {weights.SD15_VARIABLE} to its folder"
     )

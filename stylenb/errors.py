@@ -1,5 +1,76 @@
-"""The one exception that stylenb raises on purpose."""
+"""The one exception that stylenb raises on purpose, and the one way in which it writes a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What can be done about an error of the operating system, by its number.
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space, or choose another folder",
+    errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder",
+    errno.EROFS: "the disk is read-only: choose a folder on another one",
+    errno.EACCES: "you have no permission to write there: choose another folder",
+    errno.EPERM: "you have no permission to write there: choose another folder",
+    errno.ENAMETOOLONG: "the name is too long for this disk: choose a shorter one",
+    errno.ENOTDIR: "a part of its path is a file, not a folder: choose another folder",
+    errno.EEXIST: "a file of that name is in the way: choose another folder",
+    errno.ENOENT: "there is no such folder: make it first",
+    errno.EISDIR: "it is a folder: name a file inside it",
+}
 
 
 class StylenbError(ValueError):
     """Something the caller can mend; its text is one sentence that says what to do."""
+
+
+def not_writable(path: Path, error: Exception) -> StylenbError:
+    """The sentence for an error in writing `path`: OSError, or safetensors' own that wraps one."""
+    wrapped = re.search(r"os error (\d+)", str(error))
+    number = int(wrapped[1]) if wrapped else getattr(error, "errno", None)
+    advice = _ADVICE.get(number, f"{error}: choose another folder")
+    return StylenbError(f"'{path}' cannot be written, {advice}.")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file, or a folder, under a temporary name; it gets its own name when it is whole.
+
+    Gives the temporary path, which lies beside `path` and has its suffix. So a kill, a full disk or
+    an error leaves what was there before. Folders above it are made.
+
+    Raises StylenbError where the operating system refuses.
+    """
+    path = Path(path)
+    temporary, old = (path.with_name(f".{mark}{path.name}") for mark in "~-")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # left over from a kill
+        yield temporary
+        if path.is_dir() and temporary.is_dir():  # no system renames onto a folder that holds files
+            _remove(old)
+            path.rename(old)
+            temporary.rename(path)
+            _remove(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise not_writable(path, error) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:
+        pass

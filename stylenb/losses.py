@@ -12,21 +12,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 
-from .base import data_file
 from .errors import StylenbError
+from .weights import data_file
 
 if TYPE_CHECKING:
     import lpips
 
 FEATURES = ("pocket", "squeeze", "alex", "vgg")
-
-
-def snr(scheduler, timestep: torch.Tensor) -> torch.Tensor:
-    """Signal-to-noise ratio abar / (1 - abar) at timesteps (N,): above 1 the picture prevails."""
-    abar = scheduler.alphas_cumprod.to(timestep.device)[timestep]
-    return abar / (1 - abar)
 
 
 def noise_loss(
@@ -44,7 +39,7 @@ def noise_loss(
     error = (prediction.float() - noise.float()).pow(2).flatten(1).mean(1)
     if snr_gamma is None:
         return error
-    ratio = snr(scheduler, timestep)
+    ratio = compute_snr(scheduler, timestep)  # above 1 the picture prevails
     return error * ratio.clamp(max=snr_gamma) / ratio
 
 

@@ -36,12 +36,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .base import Base, data_file
+from .base import Base
 from .errors import StylenbError
-from .inference import denoise
-from .lora import adapters, find_lora, load_lora, set_scale
+from .inference import redraw
+from .lora import adapters, set_scale
+from .lora_files import find_lora, load_lora
 from .losses import PictureLosses, load_features
-from .photos import to_pictures, to_tensor
+from .photos import to_tensor
+from .weights import data_file
 
 JUDGE_SIDE = 128  # pixels: what the judge was trained on
 BATCH = 8  # pictures that go through a network at once
@@ -375,31 +377,6 @@ def measure(
     return found
 
 
-@torch.no_grad()
-def redraw(
-    base: Base,
-    photos: Sequence[Image.Image],
-    strength: float | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    solver: str | None = None,
-) -> list[Image.Image]:
-    """Photos of the base's size through the base as it is now, whatever is active in it.
-
-    strength, steps, solver: as in `denoise`. Where the solver draws noise, the i-th photo has that
-    of seed + i, so that no figure hangs on a single noise.
-    """
-    if strength is not None and not 0 < strength <= 1:
-        raise StylenbError(f"strength lies above 0 and up to 1, not {strength}.")
-    images, pictures = to_tensor(photos), []
-    at_once = max(1, 512**2 // images[0, 0].numel())
-    for first in range(0, len(images), at_once):
-        latents = base.encode(images[first : first + at_once])
-        seeds = range(seed + first, seed + first + len(latents))
-        pictures += to_pictures(base.decode(denoise(base, latents, strength, steps, seeds, solver)))
-    return pictures
-
-
 def sweep(
     base: Base,
     photos: Sequence[Image.Image],
@@ -409,7 +386,7 @@ def sweep(
     truth: Sequence[Image.Image] | None = None,
     judged_as: str | None = None,
     style_pictures: Sequence[Image.Image] | None = None,
-    steps: int | None = None,
+    num_inference_steps: int | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """Photos redrawn at every strength and scale, and scored: a row for each pair, with "strength",
@@ -418,14 +395,15 @@ def sweep(
     style: a LoRA that is in the base, a shipped style, the path of a LoRA file, or None for the
     base without any (a DreamBooth base, with its prompt, say), for which only scale 1 is run.
     judged_as: the judge's name of the style; by default that of the LoRA, if the judge knows it.
-    truth: the photos' true renderings. Afterwards no LoRA is active.
+    truth: the photos' true renderings. seed: the i-th photo has the noise of seed + i, so that no
+    figure hangs on a single noise. Afterwards no LoRA is active.
     """
     strengths, scales = list(strengths), list(scales) if style is not None else [1.0]
     if not strengths or not scales:
         raise StylenbError("sweep needs at least one strength and one scale.")
     if truth is not None:
         _pairs(photos, truth)
-    name = style
+    name, seeds = style, range(seed, seed + len(photos))
     if style is not None and style not in adapters(base):
         name, style = load_lora(base, style), find_lora(style).stem
     if judged_as is None and style in load_judge()[1]:
@@ -435,7 +413,7 @@ def sweep(
         for scale in scales:
             set_scale(base, name, scale)
             for strength in strengths:
-                pictures = redraw(base, photos, strength, steps, seed)
+                pictures = redraw(base, photos, strength, num_inference_steps, seeds)
                 scored = measure(pictures, photos, judged_as, style_pictures, truth)
                 rows.append({"strength": strength, "scale": scale, "pictures": pictures, **scored})
     finally:
@@ -478,7 +456,7 @@ def at_equal_content(
     Returns a row: "strength", `keep` and `score`, the latter two (N,).
     """
     if not rows:
-        raise StylenbError("There is no curve without at least one setting: rows is empty.")
+        raise StylenbError("A curve needs at least one setting: rows is empty.")
     names = ("strength", keep, score)
     rows = [{n: torch.as_tensor(row[n], dtype=torch.float32) for n in names} for row in rows]
     means = [row[keep].mean().item() for row in rows]

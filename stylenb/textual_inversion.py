@@ -6,38 +6,39 @@ the same loop as everything else; all weights of the base stay as they are.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from .base import Base, fingerprint
-from .dreambooth import _originals, prompted_redraw, set_losses
+from .dreambooth import prompted_redraw, set_losses
 from .errors import StylenbError
-from .lora import _open
-from .training import History, LoopSettings, NotFinite, digest, encode, fit, refuse_other_run
+from .limits import Positive
+from .loop import History, LoopSettings, Run, TrainingStopped
+from .lora_files import open_safetensors, write_safetensors
+from .training import check_pictures, digest, encode, train
 
 
 @dataclass(frozen=True)
 class EmbeddingSettings(LoopSettings):
     """How `train_embedding` trains; `for_base` knows what suits a base."""
 
-    learning_rate: float = 2e-2
+    learning_rate: Positive = 2e-2
     prompt: str = "a <style> painting"  # with the new token in it
     initializer: str = "painting"  # a word whose embedding it begins as
 
     @staticmethod
-    def _usual(base: Base, changes: dict) -> dict:
+    def defaults_for(base: Base, changes: dict) -> dict:
         if not base.full_size:
             return {}
         return {
             "steps": 2000,
             "batch_size": 1,
-            "accumulate": 4,
+            "gradient_accumulation_steps": 4,
             "learning_rate": 2e-3,  # 5e-4 for each picture of an update
             "gradient_checkpointing": True,
         }
@@ -48,26 +49,23 @@ def train_embedding(
     pictures: Sequence,
     token: str = "<style>",
     settings: EmbeddingSettings | None = None,
-    **how,
+    **run,
 ) -> History:
     """Learn the embedding of one new token from a few pictures; it is left in the base.
 
     pictures: PIL pictures of the base's size, 3 or more. settings: see EmbeddingSettings; None is
-    EmbeddingSettings.for_base(base) with the token in the prompt. how: folder, minutes, validation,
-    ... as `training.fit` takes them; validation photos are redrawn with the prompt. With a folder,
-    `learned_embeds.safetensors` and `history.json` are written there, and a run that was cut goes
-    on from its last checkpoint when it is started again.
+    EmbeddingSettings.for_base(base) with the token in the prompt. run: folder, minutes, validation,
+    ... as loop.Run has them; validation photos are redrawn with the prompt. With a folder,
+    `learned_embeds.safetensors` and `history.json` are written there, and a run that was cut
+    resumes from its last checkpoint when it is started again.
 
     A token that was trained or loaded before is learned afresh. All other weights stay bit for bit.
     Raises StylenbError for a token that is a word already, or not in the prompt, an initializer
-    that is not one token, fewer than 3 pictures, and see `fit`.
+    that is not one token, fewer than 3 pictures, and see `loop.fit`.
     """
     settings = settings or EmbeddingSettings.for_base(base, prompt=f"a {token} painting")
-    pictures = list(pictures)
-    if len(pictures) < 3:
-        raise StylenbError(
-            f"Textual inversion needs at least 3 pictures, better 16; these are {len(pictures)}."
-        )
+    run, pictures = Run(**run), list(pictures)
+    check_pictures("Textual inversion", pictures, 3)
     if base.text_encoder is None:
         raise StylenbError(
             "The text encoder was dropped to save memory: load the base again to train a token."
@@ -85,7 +83,7 @@ def train_embedding(
         "token": token,
         "pictures": digest(pictures),
     }
-    refuse_other_run(how.get("folder"), {**asdict(settings), **about})
+    run.refuse_other(settings, about)
     latents = encode(base, pictures, settings.flip)[1]
     if token in embeddings(base):
         remove_embedding(base, token)
@@ -97,25 +95,35 @@ def train_embedding(
             f"The token {token!r} is not in the prompt {settings.prompt!r}: put it there."
         )
 
-    # The row is trained as a parameter of its own, in float32: the table can stay frozen and half.
+    def losses_of(batch: int) -> dict[str, torch.Tensor]:
+        states = partial(base.embed, settings.prompt)
+        return {"noise": set_losses(base, settings, [latents], states, batch)[0]}
+
+    draw, file = prompted_redraw(base, settings.prompt), "learned_embeds"
+    with _trained_row(base, token, number) as row:
+        return train(
+            *(base, losses_of, settings, {}, run, file, about, draw),
+            save=lambda path, about: _save(path, token, row, about),
+        )
+
+
+@contextmanager
+def _trained_row(base: Base, token: str, number: int) -> Iterator[torch.nn.Parameter]:
+    """Inside, one row of the table of embeddings is a parameter of its own, in float32, so that the
+    table can stay frozen and half. Afterwards the row is what it came to; or, unless that is up to
+    the last good one, the token is gone."""
     table = base.text_encoder.get_input_embeddings()
     row = torch.nn.Parameter(table.weight[number].detach().float().clone())
     table.register_parameter("new_token", row)
     hook = table.register_forward_hook(
         lambda _, ids, found: torch.where((ids[0] == number)[..., None], row.to(found), found)
     )
-
-    def losses_of(batch: int) -> dict[str, torch.Tensor]:
-        states = partial(base.embed, settings.prompt)
-        return {"noise": set_losses(base, settings, [latents], states, batch)[0]}
-
-    draw = prompted_redraw(base, settings.prompt)
     trained = False
     try:
-        history = fit(base, losses_of, settings, {}, about=about, draw=draw, **how)
+        yield row
         trained = True
-    except NotFinite:
-        trained = True  # up to the last good embedding
+    except TrainingStopped:
+        trained = True
         raise
     finally:
         hook.remove()
@@ -124,10 +132,6 @@ def train_embedding(
             table.weight.data[number] = row.detach().to(table.weight)
         else:
             remove_embedding(base, token)
-    if how.get("folder"):
-        about |= {"settings": asdict(settings), "seconds": round(history.seconds)}
-        _save(Path(how["folder"]) / "learned_embeds.safetensors", token, row, about)
-    return history
 
 
 def embeddings(base: Base) -> dict[str, torch.Tensor]:
@@ -160,7 +164,7 @@ def _add(base: Base, token: str, embedding: torch.Tensor) -> int:
 
 
 def _refuse_trained_encoder(base: Base) -> None:
-    if _originals(base.text_encoder):
+    if any(name.startswith("text_encoder.") for name in base.originals):
         raise StylenbError(
             "DreamBooth has trained the text encoder: undo_dreambooth(base) before tokens are "
             "added or removed."
@@ -198,23 +202,19 @@ def save_embedding(base: Base, path: str | Path, token: str, about: dict | None 
 
 
 def _save(path: Path, token: str, embedding: torch.Tensor, about: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     tensor = embedding.detach().cpu().float()[None].contiguous()
-    save_file({token: tensor}, temporary, {"format": "pt", "stylenb": json.dumps(about)})
-    temporary.replace(path)
-    return path
+    return write_safetensors(path, {token: tensor}, {}, about)
 
 
 def load_embedding(base: Base, path: str | Path) -> str:
     """Add the token of a textual inversion file to the base; return the token.
 
-    Loading what is there already does nothing. Raises StylenbError for a file that is no
-    safetensors or no embedding of one token, one of another width, and a token that means
+    Loading what is there already does nothing. Raises StylenbError for a file that is not
+    safetensors or not the embedding of one token, one of another width, and a token that means
     something else already.
     """
     path = Path(path)
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         found = {key: file.get_tensor(key).float() for key in file.keys()}
     if base.text_encoder is None:
         raise StylenbError("The text encoder was dropped: load the base again to add a token.")

@@ -1,0 +1,214 @@
+"""Whatever holds a picture, read as Pillow reads it, and brought to 8-bit RGB.
+
+Files of every kind, bytes, arrays; turned upright, in sRGB, on white, without surprises. What
+cannot be used is refused with one sentence, whose error has a `reason` of a few words too.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from .errors import StylenbError
+
+MIN_SIDE = 16  # pixels: two latents at factor 8
+MAX_PIXELS = 100_000_000
+MAX_ASPECT = 20
+
+
+def read_picture(source) -> tuple[Image.Image, str]:
+    """The picture, decoded but in its own mode, and a name for error sentences."""
+    if isinstance(source, Image.Image):
+        return _load(source, "The picture"), "The picture"
+    if isinstance(source, np.ndarray):
+        return _from_array(source), "The array"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(source), "The picture"), "The picture"
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        name = f"'{name}'" if isinstance(name, str) else "The picture"
+        try:
+            data = source.read()
+        except (OSError, ValueError) as error:
+            raise StylenbError(f"{name} cannot be read ({error}): open it again.") from error
+        if not isinstance(data, bytes):
+            raise StylenbError(f"{name} is open as text: open it in binary mode, 'rb'.")
+        return _decode(io.BytesIO(data), name), name
+    if not isinstance(source, (str, os.PathLike)):
+        raise StylenbError(
+            f"A photo is a path, bytes, a binary file, a PIL picture or a numpy array, "
+            f"not {type(source).__name__}."
+        )
+    text = os.fspath(source)
+    if isinstance(text, str) and "://" in text:
+        raise StylenbError(f"'{text}' is a web address: download the photo first, then pass it.")
+    path, name = Path(os.fsdecode(text)).expanduser(), f"'{os.fsdecode(text)}'"
+    try:
+        if path.is_dir():
+            raise StylenbError(f"{name} is a folder: name one photo inside it.")
+        if not path.exists():
+            raise StylenbError(f"There is no file {name}: check the path.")
+        if not path.is_file():
+            raise StylenbError(f"{name} is not a file: name a photo.")
+        with open(path, "rb") as file:
+            return _decode(file, name), name
+    except StylenbError:
+        raise
+    except (OSError, ValueError) as error:  # no permission, name too long, a null byte
+        raise StylenbError(f"{name} cannot be read ({error}): check the path.") from error
+
+
+def _decode(file, name: str) -> Image.Image:
+    if not file.read(1):
+        raise _unusable("empty", f"{name} is empty: copy or download it again.")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
+            picture = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise _unusable(
+            "not a picture that can be read here",
+            f"{name} is not a picture that can be read here: give a JPEG, PNG or WebP file "
+            "(export HEIC, RAW and SVG as one of them).",
+        ) from error
+    except Exception as error:
+        raise _decoding_error(name, error) from error
+    return _load(picture, name)
+
+
+def _unusable(reason: str, message: str) -> StylenbError:
+    """The error, and in a few words for the table of read_folder why the file is of no use."""
+    error = StylenbError(message)
+    error.reason = reason
+    return error
+
+
+def _decoding_error(name: str, error: Exception) -> StylenbError:
+    """For whatever Pillow raised: each of its decoders has errors of its own."""
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(name)
+    return _unusable(
+        "damaged or cut off",
+        f"{name} is damaged or cut off ({error}): copy or download it again.",
+    )
+
+
+def _too_large(name: str) -> StylenbError:
+    limit = f"{MAX_PIXELS // 10**6} megapixels"
+    return _unusable(
+        f"too large (over {limit})",
+        f"{name} has more than {limit}: make it smaller first, a side of 2000 pixels is plenty.",
+    )
+
+
+def _check_dimensions(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_large(name)
+    if min(width, height) < MIN_SIDE:
+        raise _unusable(
+            f"too small (under {MIN_SIDE} pixels)",
+            f"{name} is {width} x {height} pixels: it needs at least {MIN_SIDE} on each side.",
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise _unusable(
+            f"too long (over {MAX_ASPECT}:1)",
+            f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT}:1: crop it first.",
+        )
+
+
+def _load(picture: Image.Image, name: str) -> Image.Image:
+    """Check what the header says, then decode the first frame and turn it upright."""
+    _check_dimensions(*picture.size, name)
+    try:
+        if getattr(picture, "is_animated", False):
+            picture.seek(0)
+        picture.load()
+    except Exception as error:
+        raise _decoding_error(name, error) from error
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return picture
+
+
+def to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """The picture in 8-bit sRGB, alpha laid on white; `name` stands for it in error sentences."""
+    profile = picture.info.get("icc_profile")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _to_8_bit(picture, name)
+    if picture.mode in ("P", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode in ("RGBA", "LA", "RGBa", "La"):
+        # RGBa and La (premultiplied) convert only to their straight twins
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    if profile and picture.mode in ("RGB", "CMYK", "LAB"):
+        picture = _to_srgb(picture, profile)
+    try:
+        rgb = picture.convert("RGB")
+    except ValueError as error:
+        raise StylenbError(
+            f"{name} has the colour mode {picture.mode}: save it as an RGB picture first."
+        ) from error
+    rgb = rgb.copy() if rgb is picture else rgb
+    rgb.info = {}  # the old profile, transparency or EXIF would be wrong for these pixels
+    return rgb
+
+
+def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(
+            picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError):  # a broken profile, or one of another colour space
+        return picture
+
+
+def _to_8_bit(picture: Image.Image, name: str) -> Image.Image:
+    """Gray of 16 or 32 bits, or float, to 8 bits: scaled by the range that the values suggest."""
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise StylenbError(f"{name} holds NaN or infinity: replace them first.")
+    values = values.clip(0)
+    highest = float(values.max())
+    if picture.mode.startswith("I;16"):
+        top = 65535.0
+    elif picture.mode == "F" and highest <= 1:
+        top = 1.0
+    else:  # Pillow before 11 opens a 16-bit file as "I"
+        top = next((t for t in (255.0, 65535.0) if highest <= t), highest)
+    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise StylenbError(
+            f"An array must have the shape (H, W), (H, W, 3) or (H, W, 4), not {array.shape}: "
+            "move the channels to the end, and pass one picture at a time."
+        )
+    _check_dimensions(array.shape[1], array.shape[0], "The array")
+    kind = array.dtype.kind
+    if kind not in "buif":
+        raise StylenbError(f"An array of {array.dtype} is not a picture: pass uint8 or float.")
+    if kind == "f" and not np.isfinite(array).all():
+        raise StylenbError("The array holds NaN or infinity: replace them first.")
+    # float pictures come as 0..1, by scikit-image's convention
+    top = {"b": 1, "f": 1}.get(kind, 65535 if array.dtype == np.uint16 else 255)
+    low, high = float(array.min()), float(array.max())
+    if low < -1e-3 * top or high > 1.001 * top:
+        raise StylenbError(
+            f"An array of {array.dtype} must lie in 0..{top}, not {low:g}..{high:g}: rescale it "
+            "(tensors in [-1, 1] go through to_pictures)."
+        )
+    scaled = array.astype(np.float32) * (255 / top)
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))

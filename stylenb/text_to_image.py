@@ -1,0 +1,110 @@
+"""Text to image: what the base draws for a prompt, and the base as a pipeline of diffusers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from .base import SOLVER_STEPS, Base
+from .errors import StylenbError, replacing
+from .limits import Within, read
+from .loop import generator_at
+from .lora import adapters, lora_layers
+
+DRAWN_AT_ONCE = 4  # pictures
+
+
+def pipeline(base: Base) -> StableDiffusionPipeline:
+    """diffusers' own text-to-image, from the base's own parts; with a schedule of its own, since
+    drawing changes that. Raises StylenbError once the text encoder was dropped."""
+    if base.text_encoder is None:
+        raise StylenbError(
+            "The text encoder was dropped to save memory: load the base again to use prompts."
+        )
+    pipe = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=type(base.scheduler).from_config(base.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(
+    base: Base,
+    prompt: str,
+    count: int = 1,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    first: int = 0,
+) -> list[Image.Image]:
+    """Draw `count` pictures for a prompt with DDIM, from pure noise.
+
+    num_inference_steps: None is 30. guidance_scale: None is the base's default; 1 draws without
+    classifier-free guidance (https://arxiv.org/abs/2207.12598) in half the time. Picture i of a
+    seed is drawn from a noise of its own; `first` is the number of the first, so that a set can be
+    drawn in parts.
+
+    Raises StylenbError for values out of range and once the text encoder was dropped.
+    """
+    last = base.scheduler.config.num_train_timesteps - 1
+    count = read("count", count, Annotated[int, Within(1, 99_999)])
+    steps = read("num_inference_steps", num_inference_steps, Annotated[int, Within(1, last)] | None)
+    guidance = read("guidance_scale", guidance_scale, Annotated[float, Within(1)] | None)
+    seed = read("seed", seed, int)
+    if not isinstance(prompt, str):
+        raise StylenbError(f"A prompt is a string, not {prompt!r}.")
+    pipe, pictures = pipeline(base), []
+    for start in range(first, first + count, DRAWN_AT_ONCE):
+        numbers = range(start, min(start + DRAWN_AT_ONCE, first + count))
+        pictures += pipe(
+            [prompt] * len(numbers),
+            num_inference_steps=steps or SOLVER_STEPS["ddim"],
+            guidance_scale=guidance or base.default_guidance_scale,
+            generator=[generator_at(seed, number) for number in numbers],
+        ).images
+    return pictures
+
+
+def save_pipeline(base: Base, folder: str | Path) -> Path:
+    """Write the whole base, as it is now, as a folder that diffusers'
+    StableDiffusionPipeline.from_pretrained opens, and stylenb.load too.
+
+    A pipeline that is in the folder already is replaced. Raises StylenbError while LoRAs are in the
+    UNet, and for a folder that holds something else.
+    """
+    folder = Path(folder)
+    without_loras(base)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise StylenbError(f"'{folder}' holds something else: name a new folder.")
+    with replacing(folder) as temporary:
+        pipeline(base).save_pretrained(temporary, safe_serialization=True)
+        # transformers opens a model in the dtype that its config names, diffusers in float32 unless
+        # it is told otherwise: a pipeline of both kinds would not run.
+        config = temporary / "text_encoder" / "config.json"
+        named = json.loads(config.read_text(encoding="utf-8"))
+        named |= dict.fromkeys(named.keys() & {"dtype", "torch_dtype"}, "float32")
+        config.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def without_loras(base: Base) -> None:
+    """Raise StylenbError while LoRAs are in the UNet, and take out what removed ones left."""
+    if adapters(base):
+        raise StylenbError(
+            f"The LoRA {', '.join(map(repr, adapters(base)))} is in the UNet: keep it with "
+            "save_lora if it is to be kept, and take it out with remove_lora first."
+        )
+    if lora_layers(base):  # else weights have other names, which plain diffusers cannot read
+        base.unet.unload_lora()

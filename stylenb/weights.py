@@ -1,0 +1,301 @@
+"""Where the weights of a base lie, and how they are read: a folder in the layout of diffusers, that
+of Stable Diffusion v1.5 on this machine or on the hub, and TAESD.
+
+Only safetensors are read. Nothing but "sd15" and TAESD ever asks the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import StylenbError
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+SD15_VARIABLE = "STYLENB_SD15"
+SD15_HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+SD15_TEXT_WIDTH = 768  # cross_attention_dim: the width of CLIP ViT-L/14's text encoder
+SD15_SIZES = {  # of its configs, where they differ from the defaults of the classes
+    "side": 512,
+    "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "vae": {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
+    "text": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+}
+TAESD_VARIABLE = "STYLENB_TAESD"
+TAESD_HUB_ID = "madebyollin/taesd"
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_DEPTH = 6  # models/<owner>/<model>/<framework>/<variation>/<version>
+WEIGHT_FILES = {  # of each part, less their ending
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+
+
+def data_file(*parts: str) -> Path:
+    """A file in the data folder. Raises StylenbError when it is not there."""
+    path = DATA.joinpath(*parts)
+    if not path.is_file():
+        raise StylenbError(
+            f"{path} is missing: clone the whole repository, its data folder included."
+        )
+    return path
+
+
+def find_folder(name_or_path: str | os.PathLike, half: bool) -> Path:
+    """The folder of a base: "pocket", "sd15" (downloaded where it must be), or a folder's path.
+
+    half: whether to download half precision. Raises StylenbError for what is none of these.
+    """
+    if name_or_path == "sd15":
+        return _sd15_folder(half)
+    if name_or_path != "pocket":
+        return _user_folder(name_or_path)
+    folder = DATA / "pocket-sd"
+    if not folder.is_dir():
+        raise StylenbError(
+            f"The pocket model is not at {folder}: clone the whole repository, its data "
+            "folder included."
+        )
+    return folder
+
+
+def find_sd15() -> tuple[str, Path] | None:
+    """Where a local Stable Diffusion v1.5 is, without asking the network: (origin, folder)."""
+    if os.environ.get(SD15_VARIABLE):
+        return f"the environment variable {SD15_VARIABLE}", Path(os.environ[SD15_VARIABLE])
+    attached = _search_kaggle()
+    return None if attached is None else ("an attached Kaggle input", attached)
+
+
+def _search_kaggle() -> Path | None:
+    level = [KAGGLE_INPUT]
+    for _ in range(KAGGLE_DEPTH + 1):
+        below = []
+        for folder in level:
+            if (folder / "model_index.json").is_file():
+                if _text_width(folder) == SD15_TEXT_WIDTH and list(
+                    (folder / "unet").glob("*.safetensors")
+                ):
+                    return folder
+                continue
+            try:
+                below += sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir())
+            except OSError:
+                continue
+        level = below
+    return None
+
+
+def _config(folder: Path, part: str, file: str = "config.json") -> dict:
+    return json.loads((folder / part / file).read_text(encoding="utf-8"))
+
+
+def _text_width(folder: Path) -> int | None:
+    try:
+        return _config(folder, "unet")["cross_attention_dim"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sd15_folder(half: bool) -> Path:
+    found = find_sd15()
+    if found is None:
+        return _download_sd15(half)
+    origin, folder = found
+    if not folder.is_dir():
+        raise StylenbError(
+            f"{origin[0].upper()}{origin[1:]} names {folder}, which is not a folder: set it to one "
+            "that holds model_index.json."
+        )
+    if (folder / "unet").is_dir() and _text_width(folder) != SD15_TEXT_WIDTH:
+        raise StylenbError(
+            f"{folder} (from {origin}) is not Stable Diffusion v1.5: its unet/config.json does "
+            f"not have cross_attention_dim {SD15_TEXT_WIDTH}, so name another folder."
+        )
+    return folder
+
+
+def _download_sd15(half: bool) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    suffix = ".fp16.safetensors" if half else ".safetensors"
+    files = [f"{part}/{stem}{suffix}" for part, stem in WEIGHT_FILES.items()]
+    # huggingface_hub reads the variable once, when it is imported; it may have been set since
+    said = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    offline = constants.HF_HUB_OFFLINE or said in ("1", "ON", "YES", "TRUE")
+    try:
+        folder = snapshot_download(
+            SD15_HUB_ID,
+            revision=SD15_REVISION,
+            allow_patterns=["model_index.json", "*/*config.json", "tokenizer/*", *files],
+            ignore_patterns=["safety_checker/*", "feature_extractor/*"],
+            local_files_only=offline,
+        )
+    except Exception as error:  # no network, no disk, a proxy: the ways out are the same
+        raise StylenbError(
+            f"Stable Diffusion v1.5 is not on this machine and could not be downloaded "
+            f"({type(error).__name__}): switch the internet on, or attach the model as a Kaggle "
+            f"input, or set {SD15_VARIABLE} to a folder that holds it."
+        ) from error
+    return Path(folder)
+
+
+def load_taesd(device, dtype):
+    """TAESD's decoder, latents as they are -> images in [-1, 1]; None where it cannot be had."""
+    from diffusers import AutoencoderTiny
+
+    try:
+        tiny = AutoencoderTiny.from_pretrained(
+            os.environ.get(TAESD_VARIABLE, TAESD_HUB_ID), torch_dtype=dtype, use_safetensors=True
+        )
+    except Exception as error:  # no network, no such folder: it only costs time
+        warnings.warn(
+            f"TAESD could not be loaded ({type(error).__name__}), so losses use the whole decoder, "
+            f"which takes longer: set {TAESD_VARIABLE} to a folder that holds it.",
+            stacklevel=2,
+        )
+        return None
+    tiny = tiny.requires_grad_(False).eval().to(device)
+    return lambda latents: tiny.decode(latents).sample
+
+
+def _user_folder(name_or_path) -> Path:
+    try:
+        folder = Path(os.fsdecode(name_or_path)).expanduser()
+    except TypeError as error:
+        raise StylenbError(
+            f"A base is 'pocket', 'sd15' or the path of a folder, not {name_or_path!r}."
+        ) from error
+    if folder.is_file():
+        raise StylenbError(
+            f"'{folder}' is a single file: turn it into a folder once with diffusers' "
+            "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)."
+        )
+    if not folder.is_dir():
+        raise StylenbError(
+            f"There is no base '{folder}': choose 'pocket', 'sd15' or the path of a folder in "
+            "the diffusers layout."
+        )
+    return folder
+
+
+def load_parts(folder: Path, device, dtype) -> dict:
+    """The parts of the model in a folder, by name: vae, unet, text_encoder, tokenizer, scheduler.
+
+    Raises StylenbError for a folder in another layout, for another kind of model, and for weights
+    that are missing, pickled or damaged.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise StylenbError(
+            f"'{folder}' is not in the diffusers layout (it has no model_index.json): name the "
+            "folder that StableDiffusionPipeline.save_pretrained wrote."
+        )
+    variants = {part: _weights_variant(folder, part, dtype.itemsize == 2) for part in WEIGHT_FILES}
+    for part, file in (("scheduler", "scheduler_config.json"), ("tokenizer", "")):
+        if not (folder / part / file).exists():
+            raise _incomplete(f"'{folder}' has no {part}")
+    _check_kind(folder)
+
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    classes = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    here = {"local_files_only": True}
+    try:
+        with _no_progress_bars():
+            parts = {
+                name: one.from_pretrained(
+                    str(folder / name),
+                    use_safetensors=True,
+                    variant=variants[name],
+                    torch_dtype=dtype,
+                    **here,
+                ).to(device)
+                for name, one in classes.items()
+            }
+        parts["tokenizer"] = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), **here)
+        # SD's latents go beyond [-1, 1], where DDIM's default would clip them
+        config = DDIMScheduler.load_config(str(folder / "scheduler"))
+        parts["scheduler"] = DDIMScheduler.from_config(config, clip_sample=False)
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise StylenbError(
+            f"'{folder}' cannot be loaded ({type(error).__name__}: {first}): download or copy "
+            "the whole model folder again, or choose another device if memory ran out."
+        ) from error
+    return parts
+
+
+def _incomplete(what: str) -> StylenbError:
+    return StylenbError(f"{what}: download or copy the whole model folder again.")
+
+
+@contextmanager
+def _no_progress_bars():
+    """Without bars that take longer to read than the weights to load."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [log for log in (of_diffusers, of_transformers) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
+def _weights_variant(folder: Path, part: str, half: bool) -> str | None:
+    """None or "fp16": which safetensors of a part to read. Raises if there are none."""
+    stem = WEIGHT_FILES[part]
+    plain = list((folder / part).glob(f"{stem}*.safetensors"))
+    fp16 = [p for p in plain if ".fp16" in p.name]
+    plain = [p for p in plain if p not in fp16 and "non_ema" not in p.name]
+    if fp16 and (half or not plain):
+        return "fp16"
+    if plain:
+        return None
+    if not (folder / part).is_dir():
+        raise _incomplete(f"'{folder}' has no {part}")
+    if list((folder / part).glob("*.bin")):
+        raise StylenbError(
+            f"'{folder / part}' holds only pickled weights (.bin), which can run any code when "
+            "opened: get the safetensors version of the model."
+        )
+    raise _incomplete(f"'{folder / part}' has no {stem}.safetensors")
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuse SDXL, SD 2 and inpainting models, which load but then draw noise."""
+    try:
+        unet = _config(folder, "unet")
+        schedule = _config(folder, "scheduler", "scheduler_config.json")
+        same = (
+            unet.get("in_channels", 4) == 4
+            and unet.get("addition_embed_type") is None
+            and schedule.get("prediction_type", "epsilon") == "epsilon"
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        raise _incomplete(f"A config of '{folder}' cannot be read ({error})") from error
+    if not same:
+        raise StylenbError(
+            f"'{folder}' is another kind of model (SDXL, SD 2 or inpainting): this course works "
+            "with those of the SD v1 kind, which predict the noise of 4-channel latents."
+        )
