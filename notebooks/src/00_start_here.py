@@ -70,7 +70,7 @@ photo = stylenb.sample_photo("chelsea", base.image_size)
 style = "ink"  # or another of them
 picture = stylenb.stylize(photo, style, base=base)
 
-from stylenb import show
+from stylenb.course import show
 
 show.sheet(
     [photo, picture],
@@ -259,9 +259,9 @@ def steps_run(steps, strength):
 
 
 # %% tags=["check"]
-from stylenb import checks
+from stylenb.course import lesson_00
 
-steps_run = checks.check("steps_run", steps_run)
+steps_run = lesson_00.check("steps_run", steps_run)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Strength 1 runs all steps, strength 0.5 half of them.</details>
@@ -270,11 +270,9 @@ steps_run = checks.check("steps_run", steps_run)
 # number.</details>
 
 # %%
+steps = base.default_num_inference_steps
 for strength in (0.2, 0.6, 1.0):
-    print(
-        f"strength {strength}: {steps_run(base.default_steps, strength)} of {base.default_steps} "
-        f"steps"
-    )
+    print(f"strength {strength}: {steps_run(steps, strength)} of {steps} steps")
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:

@@ -52,7 +52,8 @@ import math
 
 import torch
 
-from stylenb import checks, sample_photo, show, to_tensor
+from stylenb import sample_photo, to_tensor
+from stylenb.course import lesson_01, show
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import STYLES, apply_style
 
@@ -128,7 +129,7 @@ def compression_factor(image_shape, latent_shape):
 
 
 # %% tags=["check"]
-compression_factor = checks.check("compression_factor", compression_factor)
+compression_factor = lesson_01.check("compression_factor", compression_factor)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How many numbers are in a tensor of shape (3, 64, 64)?</details>
@@ -213,7 +214,7 @@ def psnr(a, b):
 
 
 # %% tags=["check"]
-psnr = checks.check("psnr", psnr)
+psnr = lesson_01.check("psnr", psnr)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>The mean squared error is one number: the mean of
@@ -478,7 +479,7 @@ def scaling_factor(raw_latents):
 
 
 # %% tags=["check"]
-scaling_factor = checks.check("scaling_factor", scaling_factor)
+scaling_factor = lesson_01.check("scaling_factor", scaling_factor)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>If all numbers are multiplied by k, what happens to their
@@ -545,7 +546,7 @@ def mix(a, b, t):
 
 
 # %% tags=["check"]
-mix = checks.check("mix", mix)
+mix = lesson_01.check("mix", mix)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>It is a weighted sum of <code>a</code> and
@@ -616,7 +617,7 @@ def noisy(x, noise, amount):
 
 
 # %% tags=["check"]
-noisy = checks.check("noisy", noisy)
+noisy = lesson_01.check("noisy", noisy)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>At amount 0 there is only <code>x</code>, at amount 1 only

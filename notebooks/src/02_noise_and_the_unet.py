@@ -44,7 +44,8 @@ import time
 
 import torch
 
-from stylenb import checks, sample_photo, show, to_tensor
+from stylenb import sample_photo, to_tensor
+from stylenb.course import lesson_02, show
 from stylenb.pocket.scenes import draw_scene
 
 torch.set_grad_enabled(False)  # nothing is trained in this lesson
@@ -160,7 +161,7 @@ def add_noise(scheduler, latents, noise, timestep):
 
 
 # %% tags=["check"]
-add_noise = checks.check("add_noise", add_noise)
+add_noise = lesson_02.check("add_noise", add_noise)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>A weighted sum of latents and noise, as in exercise 5 of lesson
@@ -221,7 +222,7 @@ def snr(scheduler, timestep):
 
 
 # %% tags=["check"]
-snr = checks.check("snr", snr)
+snr = lesson_02.check("snr", snr)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>One number for each timestep: take
@@ -392,7 +393,7 @@ def estimate_x0(scheduler, noisy, noise, timestep):
 
 
 # %% tags=["check"]
-estimate_x0 = checks.check("estimate_x0", estimate_x0)
+estimate_x0 = lesson_02.check("estimate_x0", estimate_x0)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Write down exercise 1 and solve it for
@@ -516,7 +517,7 @@ def ddim_step(scheduler, noisy, noise, timestep, previous):
 
 
 # %% tags=["check"]
-ddim_step = checks.check("ddim_step", ddim_step)
+ddim_step = lesson_02.check("ddim_step", ddim_step)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Exercise 3, then exercise 1.</details>
@@ -904,7 +905,7 @@ def guided(without, with_prompt, scale):
 
 
 # %% tags=["check"]
-guided = checks.check("guided", guided)
+guided = lesson_02.check("guided", guided)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Exercise 4 of lesson 01, <code>mix</code>, with a
@@ -1030,7 +1031,7 @@ def start_index(steps, strength):
 
 
 # %% tags=["check"]
-start_index = checks.check("start_index", start_index)
+start_index = lesson_02.check("start_index", start_index)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Of 30 steps at strength 0.6, 18 are run. How many are

@@ -47,7 +47,8 @@ import time
 import torch
 from torch import nn
 
-from stylenb import checks, psnr, sample_photo, show, to_pictures, to_tensor
+from stylenb import psnr, sample_photo, to_pictures, to_tensor
+from stylenb.course import lesson_03, show
 from stylenb.inference import denoise, invert
 from stylenb.pocket.scenes import draw_scene
 
@@ -188,7 +189,7 @@ def lora_forward(x, W, A, B, alpha):
 
 
 # %% tags=["check"]
-lora_forward = checks.check("lora_forward", lora_forward)
+lora_forward = lesson_03.check("lora_forward", lora_forward)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>A row times a matrix is <code>x @ W</code>.</details>
@@ -366,7 +367,7 @@ def convert_alpha(value, rank, source, target):
 
 
 # %% tags=["check"]
-convert_alpha = checks.check("convert_alpha", convert_alpha)
+convert_alpha = lesson_03.check("convert_alpha", convert_alpha)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Two steps: from the source to the course's alpha, from there to
@@ -447,7 +448,7 @@ def lora_parameters(shapes, rank):
 
 
 # %% tags=["check"]
-lora_parameters = checks.check("lora_parameters", lora_parameters)
+lora_parameters = lesson_03.check("lora_parameters", lora_parameters)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How many numbers has A of the shape (in, r)? And B of the shape
@@ -637,7 +638,7 @@ def keep_rank(update, k):
 
 
 # %% tags=["check"]
-keep_rank = checks.check("keep_rank", keep_rank)
+keep_rank = lesson_03.check("keep_rank", keep_rank)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Take the first k columns of U, the first k of S, the first k
@@ -798,7 +799,7 @@ def merge(weight, A, B, alpha):
 
 
 # %% tags=["check"]
-merge = checks.check("merge", merge)
+merge = lesson_03.check("merge", merge)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Which shape has A @ B, and which has the weight?</details>
@@ -1021,7 +1022,7 @@ def add_two(W, A1, B1, alpha1, A2, B2, alpha2):
 
 
 # %% tags=["check"]
-add_two = checks.check("add_two", add_two)
+add_two = lesson_03.check("add_two", add_two)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First the update of each LoRA by itself.</details>

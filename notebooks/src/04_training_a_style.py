@@ -22,7 +22,7 @@
 # - write the training loop, train a style from 16 pictures, and show with numbers that it came
 #   over,
 # - recognise what too much of one loss, too many steps and a wrong learning rate look like,
-# - stop a training, and go on with it later as if nothing had happened.
+# - stop a training, and resume it later as if nothing had happened.
 #
 # There are six exercises, with checks as before. Some cells train, and take from ten seconds to a
 # few minutes on two cores; a bar shows how far they are. Read on while they run.
@@ -54,21 +54,16 @@ from pathlib import Path
 
 import torch
 
-from stylenb import (
-    SAMPLE_PHOTOS,
-    checks,
-    losses,
-    read_folder,
-    sample_photo,
-    show,
-    to_pictures,
-    to_tensor,
-)
-from stylenb.base import DATA, autocast
+from stylenb import SAMPLE_PHOTOS, losses, read_folder, sample_photo, to_pictures, to_tensor
+from stylenb.course import lesson_04, show
+from stylenb.device import autocast
+from stylenb.inference import redraw
+from stylenb.loop import spread_timesteps
 from stylenb.lora import add_lora, remove_lora, set_scale
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import apply_style
-from stylenb.training import Settings, budget, redraw, spread_timesteps, train_style
+from stylenb.training import Settings, train_style
+from stylenb.weights import DATA
 
 size, last = base.image_size, base.scheduler.config.num_train_timesteps
 defaults = Settings.for_base(base)  # what the course trains a style with, from section 5 on
@@ -374,7 +369,7 @@ def gram(features):
 
 
 # %% tags=["check"]
-gram = checks.check("gram", gram)
+gram = lesson_04.check("gram", gram)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>With <code>flat</code> of the shape (N, C, places), which
@@ -577,6 +572,8 @@ for name, values in (("raw", raw_distances), ("scaled", unit_distances)):
 # 02); gradients on their way back are magnified by it as well.
 
 # %%
+from diffusers.training_utils import compute_snr
+
 levels = [50, 150, 300, 450, 600, 800, 950]
 rows = []
 for level in levels:
@@ -585,7 +582,7 @@ for level in levels:
         x = base.scheduler.add_noise(latents[batch:][:1], noise[batch:][:1], at)
         guess = base.predict_noise(x, at)
         image = base.decode(losses.estimate_x0(base.scheduler, x, guess, at)).float()
-        ratio = float(losses.snr(base.scheduler, at))
+        ratio = float(compute_snr(base.scheduler, at))
         rows.append((level, ratio, image[0].cpu()))
         kept = float(lpips(tones(image), tones(content[:1])))
         print(
@@ -615,7 +612,7 @@ show.sheet(
 # For a squared error this just undoes the gain: at an SNR below 1, SNR × gain² is 1.
 #
 # ### Exercise 2: the weight
-# `losses.snr(scheduler, timestep)` gives the ratio for timesteps (N,).
+# diffusers has the SNR: `compute_snr(scheduler, timestep)` gives the ratio for timesteps (N,).
 
 
 # %% tags=["exercise"]
@@ -627,11 +624,11 @@ def trust(scheduler, timestep):
 # %% tags=["solution"]
 def trust(scheduler, timestep):
     """Timesteps (N,) -> weights (N,), the SNR but never more than 1."""
-    return losses.snr(scheduler, timestep).clamp(max=1)
+    return compute_snr(scheduler, timestep).clamp(max=1)
 
 
 # %% tags=["check"]
-trust = checks.check("trust", trust)
+trust = lesson_04.check("trust", trust)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Python's <code>min</code> compares two numbers; here are N of
@@ -681,8 +678,7 @@ def terms_of(prediction, noisy, noise, t, content):
     }
 
 
-usual = replace(defaults, steps=budget(defaults.steps))
-weights = {"noise": 1.0, "lpips": usual.lpips_weight, "style": usual.style_weight}
+weights = {"noise": 1.0, "lpips": defaults.lpips_weight, "style": defaults.style_weight}
 
 
 def pull(term):
@@ -725,7 +721,7 @@ def balanced(sizes, shares):
 
 
 # %% tags=["check"]
-balanced = checks.check("balanced", balanced)
+balanced = lesson_04.check("balanced", balanced)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>weight × size should be in proportion to the
@@ -774,14 +770,14 @@ print(f"{len(frozen)} frozen tensors, with a gradient: {sum(p.grad is not None f
 # the next step.
 
 # %%
-optimizer = torch.optim.AdamW(parameters, usual.learning_rate, weight_decay=0.0)
-length = torch.nn.utils.clip_grad_norm_(parameters, usual.clip)
+optimizer = torch.optim.AdamW(parameters, defaults.learning_rate, weight_decay=0.0)
+length = torch.nn.utils.clip_grad_norm_(parameters, defaults.max_grad_norm)
 optimizer.step()
 optimizer.zero_grad()
 
 with torch.no_grad():
     after = terms_of(base.predict_noise(noisy, t), noisy, noise, t, content)
-print(f"gradient {float(length):.4f}, clipped at {usual.clip:g}")
+print(f"gradient {float(length):.4f}, clipped at {defaults.max_grad_norm:g}")
 for name, term in terms.items():
     print(f"{name:6s} {term.item():.4f} -> {after[name].item():.4f}")
 loss_after = sum(weights[name] * term for name, term in after.items())
@@ -817,7 +813,7 @@ def rate_at(step, steps, highest, warmup):
 
 
 # %% tags=["check"]
-rate_at = checks.check("rate_at", rate_at)
+rate_at = lesson_04.check("rate_at", rate_at)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First only the warm-up: <code>(step + 1) / warmup</code>, but
@@ -828,11 +824,11 @@ rate_at = checks.check("rate_at", rate_at)
 # math.cos(...))</code></details>
 
 # %%
-from stylenb import training
+from stylenb import loop
 
 highest, warmup = defaults.learning_rate, defaults.warmup
 ours = [rate_at(i, defaults.steps, highest, warmup) for i in range(defaults.steps)]
-theirs = [training.rate_at(i, defaults) for i in range(defaults.steps)]
+theirs = [loop.rate_at(i, defaults) for i in range(defaults.steps)]
 print(f"largest difference from the library's: {max(abs(a - b) for a, b in zip(ours, theirs)):.0e}")
 
 figure = show.figure(
@@ -855,7 +851,7 @@ figure
 # Training is those five steps, again and again, with other pictures, other timesteps and other
 # noise. Which ones? They must be random: in a fixed order the weights would follow whatever came
 # last. But they should be the *same* random ones whenever step 137 is run, so that a training that
-# was cut can go on (section 11). So everything random is a **function of the step**:
+# was cut can be resumed (section 11). So everything random is a **function of the step**:
 #
 # - timesteps and noise come from a generator whose seed is made from the step,
 # - the pictures come in **epochs**: each epoch shows every picture once, in an order that is made
@@ -882,7 +878,7 @@ def places(step, batch_size, count):
 
 
 # %% tags=["check"]
-places = checks.check("places", places)
+places = lesson_04.check("places", places)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>The positions in the endless row are <code>step * batch_size +
@@ -934,7 +930,7 @@ def train(settings, name="mine"):
         first = step < settings.picture_from * settings.steps  # the marks come first: see below
         loss = sum(weights[name] * term for name, term in terms.items())
         (terms["noise"] if first else loss).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, settings.steps, settings.learning_rate, settings.warmup)
         optimizer.step()
@@ -944,7 +940,7 @@ def train(settings, name="mine"):
     return rows
 
 
-rows = train(replace(usual, steps=budget(20), warmup=5))
+rows = train(replace(defaults, steps=20, warmup=5))
 for step in range(0, len(rows), max(1, len(rows) // 6)):
     print(f"step {step:2d}: " + "  ".join(f"{n} {v:.3f}" for n, v in rows[step].items()))
 
@@ -1005,7 +1001,7 @@ show.sheet(
 #   nor need they be at every step afterwards (`picture_every`),
 # - on GPUs without bfloat16 the loss is scaled up, or small gradients would be rounded to 0,
 # - a loss that is no longer a number stops the run,
-# - **checkpoints** are written: files with the state of the run, to go on from (section 11),
+# - **checkpoints** are written: files with the state of the run, to resume from (section 11),
 # - at the end α is turned up, from `alpha` to `final_alpha` (section 6 tries out how far),
 # - now and then some photos are redrawn, so that you can watch (`validation`, `watch`).
 #
@@ -1013,8 +1009,8 @@ show.sheet(
 # each.
 
 # %%
-for name, value in vars(usual).items():
-    print(f"{name:22s} {value}")
+for name, value in vars(defaults).items():
+    print(f"{name:28s} {value}")
 
 # %% [markdown]
 # The photos that we watch are none of those that it trains on. (Crops of the sample photographs
@@ -1063,10 +1059,10 @@ history = train_style(
     style_pictures,
     content_pictures,
     style,
-    usual,
+    defaults,
     folder=folder / "watched",
     validation=watched,
-    validate_every=max(1, usual.steps // 5),
+    validate_every=max(1, defaults.steps // 5),
     watch=lambda pictures: view.update(sheet_of(stages_with(pictures))),
 )
 stages = stages_with(history.pictures)
@@ -1126,7 +1122,7 @@ for axes, (term, label) in zip(
     axes.set_title(label, fontsize=9)
     axes.set_xlabel("step")
     axes.set_xlim(0, history.steps)
-    axes.axvline(usual.picture_from * history.steps, color="#c0553b", linestyle=":")
+    axes.axvline(defaults.picture_from * history.steps, color="#c0553b", linestyle=":")
     axes.set_ylim(0)
     axes.grid(alpha=0.3)
 figure
@@ -1253,11 +1249,12 @@ show.sheet(
 # other scenes. It knows nothing of the training: the same recipe with another seed, or a few more
 # steps, moves the means as well.
 
-# %%
+# %% tags=["parameters"]
 from stylenb import lpips_distance
 from stylenb.scores import load_judge, style_probabilities
 
-scenes = [draw_scene(seed, size).picture for seed in range(min(12, budget(160)))]
+scene_count = 12  # of those to score
+scenes = [draw_scene(seed, size).picture for seed in range(scene_count)]
 subjects = scenes + watched[1:]  # twelve scenes to score, and two photographs to look at
 truths = [apply_style(style, picture) for picture in subjects]
 judged = load_judge()[1].index(style)
@@ -1344,7 +1341,7 @@ def run(settings):
     return history, drawn
 
 
-short = replace(usual, steps=budget(defaults.steps // 2))
+short = replace(defaults, steps=defaults.steps // 2)
 variants = {
     "L2 alone": replace(short, lpips_weight=0.0, style_weight=0.0),
     "+ LPIPS": replace(short, style_weight=0.0),
@@ -1421,11 +1418,11 @@ for name in full:
 # **Predict:** what will each of them give up?
 
 # %%
-brief = replace(usual, steps=budget(defaults.steps // 3), picture_from=0.0)
+brief = replace(defaults, steps=defaults.steps // 3, picture_from=0.0)
 excess = {
     "balanced": brief,
-    "style × 100": replace(brief, style_weight=100 * usual.style_weight),
-    "LPIPS × 100": replace(brief, lpips_weight=100 * usual.lpips_weight),
+    "style × 100": replace(brief, style_weight=100 * defaults.style_weight),
+    "LPIPS × 100": replace(brief, lpips_weight=100 * defaults.lpips_weight),
 }
 overdone = {name: run(settings) for name, settings in excess.items()}
 
@@ -1486,15 +1483,15 @@ learned, held = style_pictures[:4], style_pictures[6:10]
 learned_latents, held_latents = encode(to_tensor(learned)), encode(to_tensor(held))
 
 hurried = replace(
-    usual,
-    steps=budget(2 * defaults.steps // 5),
+    defaults,
+    steps=2 * defaults.steps // 5,
     batch_size=min(4, batch),
     lpips_weight=0.0,
     style_weight=0.0,
     timesteps=last,
-    rank=2 * usual.rank,
-    learning_rate=2 * usual.learning_rate,
-    final_alpha=usual.alpha,  # measured as it was trained
+    rank=2 * defaults.rank,
+    learning_rate=2 * defaults.learning_rate,
+    final_alpha=defaults.alpha,  # measured as it was trained
     flip=False,
 )
 every = max(1, hurried.steps // 8)
@@ -1582,8 +1579,8 @@ show.sheet(
 
 # %%
 rest = [picture for i, picture in enumerate(style_pictures) if not 6 <= i < 10]
-rates, ranks = [factor * usual.learning_rate for factor in (0.1, 1, 10)], [2, 16]
-quick = replace(hurried, steps=budget(defaults.steps // 8), warmup=5, flip=True)
+rates, ranks = [factor * defaults.learning_rate for factor in (0.1, 1, 10)], [2, 16]
+quick = replace(hurried, steps=max(1, defaults.steps // 8), warmup=5, flip=True)
 base_l2 = fixed_l2(held_latents)
 print(f"base alone: {base_l2:.4f}")
 
@@ -1643,7 +1640,7 @@ def accumulated(means, sizes):
 
 
 # %% tags=["check"]
-accumulated = checks.check("accumulated", accumulated)
+accumulated = lesson_04.check("accumulated", accumulated)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>The mean over all pictures is the sum over all pictures, divided
@@ -1687,17 +1684,17 @@ for name, share in (
 remove_lora(base, "parts")
 
 # %% [markdown]
-# In parts of 3 and 1, only the first is right. In `Settings`, `accumulate=4` takes four parts of
-# `batch_size` for each update; they are all of one size, so there it divides by 4. A common mistake
-# in public scripts is to forget it in the *last* part of an epoch, which is smaller. Here batches
-# run on across the end of an epoch (exercise 5), and no part is ever smaller.
+# In parts of 3 and 1, only the first is right. In `Settings`, `gradient_accumulation_steps=4` takes
+# four parts of `batch_size` for each update; they are all of one size, so there it divides by 4. A
+# common mistake in public scripts is to forget it in the *last* part of an epoch, which is smaller.
+# Here batches run on across the end of an epoch (exercise 5), and no part is ever smaller.
 
 # %% [markdown]
 # ## 11. Stop, kill, resume
 #
 # Hosted notebooks end when they please, laptops fall asleep. With a `folder`, `train_style` writes
 # a checkpoint now and then: A and B, the optimiser's memory, and the history. Call it again with
-# the same settings and folder, and it goes on from the last one. First a run that nothing disturbs,
+# the same settings and folder, and it resumes from the last one. First a run that nothing disturbs,
 # to compare with:
 
 
@@ -1707,7 +1704,7 @@ def weights_of(name):
     return {k: v.clone() for k, v in base.unet.state_dict().items() if f".{name}." in k}
 
 
-few = replace(usual, steps=budget(12), batch_size=min(2, batch), picture_batch=1, warmup=2)
+few = replace(defaults, steps=12, batch_size=min(2, batch), picture_batch=1, warmup=2)
 
 
 def train_few(settings=few, **how):
@@ -1767,7 +1764,7 @@ remove_lora(base, "few")
 for file in sorted(killed.glob("checkpoint-*")):
     print("   ", file.name)
 reached = int(file.stem.split("-")[1])
-print(f"it goes on at step {reached}; done before and lost: {calls - reached} steps and a part")
+print(f"it resumes at step {reached}; done before and lost: {calls - reached} steps and a part")
 
 history = train_few(folder=killed)
 resumed = weights_of("few")

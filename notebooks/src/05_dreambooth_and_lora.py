@@ -50,14 +50,15 @@ from pathlib import Path
 
 import torch
 
-from stylenb import DreamBoothSettings, checks, generate, read_folder, sample_photo, show, to_tensor
-from stylenb.base import DATA
+from stylenb import DreamBoothSettings, generate, read_folder, sample_photo, to_tensor
+from stylenb.course import lesson_05, show
 from stylenb.dreambooth import prior_set, set_losses, train_dreambooth, undo_dreambooth
-from stylenb.pocket.data import TEST_SEEDS
+from stylenb.loop import generator_at, order_at, spread_timesteps
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES
+from stylenb.pocket.training_mix import TEST_SEEDS
 from stylenb.scores import judge, style_probability
-from stylenb.training import budget, generator_at, order_at, spread_timesteps
+from stylenb.weights import DATA
 
 size, last = base.image_size, base.scheduler.config.num_train_timesteps
 folder = Path(tempfile.mkdtemp())  # for all the files of this lesson
@@ -101,10 +102,11 @@ for text in (prompt, class_prompt, f"{PHRASES[style]} a house"):
 #
 # Count it, in captions as the pocket base was trained on:
 
-# %%
+# %% tags=["parameters"]
+caption_count = 120
 captions = [
     f"{PHRASES[KNOWN[i % len(KNOWN)]]} {draw_scene(TEST_SEEDS + i, 64).caption}"
-    for i in range(budget(120))
+    for i in range(caption_count)
 ]
 print("for example:", captions[0])
 counted = Counter(token for text in captions for token in base.tokenizer.tokenize(text))
@@ -125,13 +127,14 @@ print("the rare token:", token)
 # **Predict:** what will the base draw for a prompt with a word that means nothing? Noise? The same
 # as without the word?
 
-# %%
-count, steps = min(6, budget(160)), budget(30)
+# %% tags=["parameters"]
+count = 6  # pictures for each prompt
+num_inference_steps = 30
 
 
 def draw(text, seed=1):
     """Pictures that the base, as it is now, draws for a prompt; always from the same noise."""
-    return generate(base, text, count, steps=steps, seed=seed)
+    return generate(base, text, count, num_inference_steps, seed=seed)
 
 
 class_before, token_before = draw(class_prompt), draw(prompt)
@@ -161,7 +164,8 @@ show.sheet(
 # Two things are new. First, the captions: the 16 pictures, the **instance** pictures, are all
 # captioned with the prompt. Second, what DreamBooth is known for: half of each batch are pictures
 # of the **class**, here any "painting", captioned with the class prompt. They show what the base
-# *itself* draws for it, before the training: the **prior set**. Learn the one, and keep the other.
+# *itself* draws for it, before the training: the **class images**, all together the **prior set**.
+# Learn the one, and keep the other.
 #
 # One batch by hand, instance pictures first. (It is put together as the library does it, by
 # functions of the step, so that we can compare.)
@@ -215,7 +219,7 @@ def preserved_loss(prediction, noise, weight):
 
 
 # %% tags=["check"]
-preserved_loss = checks.check("preserved_loss", preserved_loss)
+preserved_loss = lesson_05.check("preserved_loss", preserved_loss)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First the squared errors of the whole batch, still (2n, 4, h,
@@ -271,7 +275,7 @@ def min_snr_halves(errors, ratio, gamma, weight):
 
 
 # %% tags=["check"]
-min_snr_halves = checks.check("min_snr_halves", min_snr_halves)
+min_snr_halves = lesson_05.check("min_snr_halves", min_snr_halves)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>min(SNR, γ) of all pictures at once is
@@ -281,10 +285,10 @@ min_snr_halves = checks.check("min_snr_halves", min_snr_halves)
 # <details><summary>Hint 3</summary>Only then take it apart, as in exercise 1.</details>
 
 # %%
-from stylenb.losses import snr
+from diffusers.training_utils import compute_snr
 
 errors = (prediction.float() - noise).pow(2).flatten(1).mean(1)
-ratio = snr(base.scheduler, t)
+ratio = compute_snr(base.scheduler, t)
 gamma = 5.0
 print("timestep", *(f"{int(one):6d}" for one in t))
 print("error   ", *(f"{float(one):6.3f}" for one in errors))
@@ -318,14 +322,10 @@ print(f"{wrong:.4f}, off by {abs(wrong / right - 1):.1%}")
 # ## 3. The prior set
 #
 # It has to be drawn before the training, as afterwards there is nobody to draw it. `prior_set` does
-# so, and keeps the pictures as files, so that the next training finds them.
+# so, `num_class_images` of them, and keeps them as files, so that the next training finds them.
 
 # %%
-usual = replace(
-    defaults,
-    steps=budget(120),  # fewer than usual, so that five runs fit into minutes
-    prior_count=min(defaults.prior_count, budget(200)),
-)
+usual = replace(defaults, steps=120)  # fewer than usual, so that five runs fit into minutes
 prior = prior_set(base, usual, folder)
 again = prior_set(base, usual, folder, progress=False)
 same = all(one.tobytes() == other.tobytes() for one, other in zip(prior, again))
@@ -343,25 +343,25 @@ show.sheet(
 
 # %% [markdown]
 # ### Exercise 3: how often is each one seen?
-# A step takes `accumulate` batches; in each of them are `batch_size` pictures of the prior set
-# (beside as many instance pictures). In a whole run, how often is each of its `count` pictures seen
-# on average?
+# A step takes `gradient_accumulation_steps` batches; in each of them are `batch_size` pictures of
+# the prior set (beside as many instance pictures). In a whole run, how often is each of its `count`
+# pictures seen on average?
 
 
 # %% tags=["exercise"]
-def times_seen(steps, accumulate, batch_size, count):
+def times_seen(steps, gradient_accumulation_steps, batch_size, count):
     """Four whole numbers -> how often each prior picture is seen, a number."""
     return ...  # your code
 
 
 # %% tags=["solution"]
-def times_seen(steps, accumulate, batch_size, count):
+def times_seen(steps, gradient_accumulation_steps, batch_size, count):
     """Four whole numbers -> how often each prior picture is seen, a number."""
-    return steps * accumulate * batch_size / count
+    return steps * gradient_accumulation_steps * batch_size / count
 
 
 # %% tags=["check"]
-times_seen = checks.check("times_seen", times_seen)
+times_seen = lesson_05.check("times_seen", times_seen)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How many prior pictures does one step show?</details>
@@ -370,8 +370,8 @@ times_seen = checks.check("times_seen", times_seen)
 # <code>/</code>.</details>
 
 # %%
-for name, n in (("instance pictures", len(instance)), ("prior set", usual.prior_count)):
-    seen = times_seen(usual.steps, usual.accumulate, usual.batch_size, n)
+for name, n in (("instance pictures", len(instance)), ("prior set", usual.num_class_images)):
+    seen = times_seen(usual.steps, usual.gradient_accumulation_steps, usual.batch_size, n)
     print(f"{name:18s} {n:4d} pictures, each seen {seen:.1f} times in {usual.steps} steps")
 
 # %% [markdown]
@@ -383,15 +383,15 @@ for name, n in (("instance pictures", len(instance)), ("prior set", usual.prior_
 # %% [markdown]
 # ## 4. With and without
 #
-# Two runs of the whole UNet, alike but for `prior_weight`: 1, and 0. The second one never sees the
-# prior set. It gets as many steps, and needs less time for them.
+# Two runs of the whole UNet, alike but for `prior_loss_weight`: 1, and 0. The second one never sees
+# the prior set. It gets as many steps, and needs less time for them.
 #
 # **Predict:** after both runs, what will the base draw for the prompt with the token? And for the
 # class prompt, which the second run has not seen once?
 
 # %%
-for name in ("train", "steps", "batch_size", "learning_rate", "prior_weight", "prompt"):
-    print(f"{name:15s} {getattr(usual, name)}")
+for name in ("train", "steps", "batch_size", "learning_rate", "prior_loss_weight", "prompt"):
+    print(f"{name:18s} {getattr(usual, name)}")
 
 # %%
 from stylenb.dreambooth import save_dreambooth
@@ -415,7 +415,7 @@ asked = {"before": ask()}
 drawn = {"before": (class_before, token_before)}
 histories = {}
 for name, weight in (("without", 0.0), ("with", 1.0)):
-    settings = replace(usual, prior_weight=weight)
+    settings = replace(usual, prior_loss_weight=weight)
     histories[name] = train_dreambooth(base, instance, settings, prior_pictures=prior)
     save_dreambooth(base, folder / f"{name}.safetensors")
     asked[name], drawn[name] = ask(), (draw(class_prompt), draw(prompt))
@@ -482,7 +482,7 @@ def drift_of(before, after, noise):
 
 
 # %% tags=["check"]
-drift_of = checks.check("drift_of", drift_of)
+drift_of = lesson_05.check("drift_of", drift_of)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary><code>x.flatten(1)</code> makes one row of each
@@ -566,8 +566,8 @@ figure
 # - *Why does the drift of the class not come down to zero with prior preservation?* The prior
 #   set is a sample, and the loss allows any change that does not matter to it. The drift asks on
 #   other pictures.
-# - *A larger prior_weight, then?* It keeps more and learns less. Let them try 3, and look at both
-#   halves.
+# - *A larger prior_loss_weight, then?* It keeps more and learns less. Let them try 3, and look at
+#   both halves.
 # - *Is the leak bad?* If all you ever want is this style: no. Then the token is a nuisance, and the
 #   LoRA of lesson 04, which knows no words, does just that. It can be switched off.
 
@@ -611,7 +611,7 @@ def training_bytes(trained, frozen, frozen_bytes, state_bytes):
 
 
 # %% tags=["check"]
-training_bytes = checks.check("training_bytes", training_bytes)
+training_bytes = lesson_05.check("training_bytes", training_bytes)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How many bytes does one trained number take, all in
@@ -699,7 +699,8 @@ saved, pace = {}, {}
 for name, settings in methods.items():
     few = replace(settings, steps=3, flip=False)
     with kept_activations(base.unet, base.text_encoder) as kept:
-        train(replace(few, steps=1, accumulate=1), instance[:4], prior[:4], progress=False)
+        one_batch = replace(few, steps=1, gradient_accumulation_steps=1)
+        train(one_batch, instance[:4], prior[:4], progress=False)
     saved[name] = sum(kept.values())
     undo(settings)
     history = train(few, instance[:4], prior[:4], progress=False)
@@ -718,19 +719,22 @@ for name, settings in methods.items():
 #   same. A picture that keeps everything and has no style scores 1, too: read both together.)
 # - **drift** of the class prompt.
 
-# %%
+# %% tags=["parameters"]
 from stylenb.dreambooth import load_dreambooth, trainable
-from stylenb.scores import edge_agreement, redraw
+from stylenb.inference import redraw
+from stylenb.scores import edge_agreement
 from stylenb.textual_inversion import save_embedding
 
-scenes = [draw_scene(TEST_SEEDS + 40 + i, size).picture for i in range(min(8, budget(160)))]
+scene_count = 8
+scenes = [draw_scene(TEST_SEEDS + 40 + i, size).picture for i in range(scene_count)]
 photos = [sample_photo("chelsea", size), sample_photo("coffee", size)]
+seeds = range(len(scenes + photos))  # a noise of its own for each, where the solver draws any
 
 
 def examine(text):
     """Scores and pictures of the base as it is now, for a prompt."""
     pictures = draw(text)
-    redrawn = redraw(base.with_prompt(text), scenes + photos, steps=budget(base.default_steps))
+    redrawn = redraw(base.with_prompt(text), scenes + photos, seed=seeds)
     after = noise_predictions(base, subjects, class_prompt)
     return {
         "class": draw(class_prompt)[:2],
@@ -882,8 +886,8 @@ for one, other in (("full", "LoRA"), ("full", "attention")):
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from stylenb.bench import SD15
 from stylenb.lora import TARGETS
+from stylenb.weights import SD15_SIZES
 
 
 def count_of(tensors):
@@ -891,9 +895,9 @@ def count_of(tensors):
 
 
 with torch.device("meta"):
-    unet = UNet2DConditionModel(**SD15["unet"])
-    vae = AutoencoderKL(**SD15["vae"])
-    text_encoder = CLIPTextModel(CLIPTextConfig(**SD15["text"]))
+    unet = UNet2DConditionModel(**SD15_SIZES["unet"])
+    vae = AutoencoderKL(**SD15_SIZES["vae"])
+    text_encoder = CLIPTextModel(CLIPTextConfig(**SD15_SIZES["text"]))
 
 whole = {"unet": count_of(unet.parameters()), "vae": count_of(vae.parameters())}
 whole["text encoder"] = count_of(text_encoder.parameters())
@@ -924,7 +928,7 @@ choices = {  # name: (trained inside the UNet, trained elsewhere)
     "attention": (count_of(trainable(unet, "attention").values()), 0),
     "LoRA, rank 16": (0, lora_count(16)),
     "LoRA, rank 4": (0, lora_count(4)),
-    "textual inversion": (0, SD15["text"]["hidden_size"]),
+    "textual inversion": (0, SD15_SIZES["text"]["hidden_size"]),
 }
 large = {}
 print(f"{'':26s}{'trained':>13s}{'file, fp16':>13s}{'fp32':>12s}{'AdamW':>10s}{'8-bit':>10s}")
@@ -948,8 +952,8 @@ print(f"\n8-bit AdamW saves {saving[0]:.0%} with the full UNet, {saving[1]:.1%} 
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-latents = torch.zeros(1, 4, SD15["side"] // 8, SD15["side"] // 8, device="meta")
-condition = torch.zeros(1, 77, SD15["text"]["hidden_size"], device="meta")
+latents = torch.zeros(1, 4, SD15_SIZES["side"] // 8, SD15_SIZES["side"] // 8, device="meta")
+condition = torch.zeros(1, 77, SD15_SIZES["text"]["hidden_size"], device="meta")
 
 
 def one_step():
@@ -1102,7 +1106,7 @@ truth = [apply_style(style, picture) for picture in watched]
 
 def redrawn_at(strength):
     """The watched pictures, redrawn in three ways."""
-    how = {"strength": strength, "steps": budget(base.default_steps)}
+    how = {"strength": strength, "seed": range(len(watched))}
     load_dreambooth(base, folder / "with.safetensors")
     found = {"DreamBooth, prompt": redraw(base.with_prompt(prompt), watched, **how)}
     undo_dreambooth(base)
@@ -1187,12 +1191,12 @@ from stylenb.dreambooth import save_pipeline
 
 load_dreambooth(base, folder / "with.safetensors")
 model = save_pipeline(base, folder / "model")
-mine = generate(base, prompt, steps=steps, seed=5)[0]
+mine = generate(base, prompt, num_inference_steps=num_inference_steps, seed=5)[0]
 undo_dreambooth(base)
 
 pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=base.dtype).to(base.device)
 pipe.set_progress_bar_config(disable=True)
-how = {"num_inference_steps": steps, "guidance_scale": base.default_guidance}
+how = {"num_inference_steps": num_inference_steps, "guidance_scale": base.default_guidance_scale}
 theirs = pipe(prompt, generator=generator_at(5, 0), **how).images[0]
 print("parts:", ", ".join(sorted(one.name for one in model.iterdir())))
 print(f"difference between the pictures: {stylenb.psnr(mine, theirs):.1f} dB (inf: none)")
@@ -1250,7 +1254,7 @@ for name, n in listed.items():
 # - A table is to be checked against shapes, against a clock, and against itself.
 #
 # ## If you want more
-# - Train with `prior_weight` 0.3 and 3, and draw drift against style: where would you stop?
+# - Train with `prior_loss_weight` 0.3 and 3, and draw drift against style: where would you stop?
 # - Add `train="transformer"` to the methods. Which of its scores lies between those of attention
 #   and full?
 # - Lesson 03 asked whether an update that was *not* forced to be of low rank comes out low. Take a

@@ -19,7 +19,7 @@
 # - say where the noise comes from, and why one strength does not mean the same with every solver,
 # - choose strength, scale and steps by looking, and count what a picture costs before you pay,
 # - turn parts of a style up and down, and mix styles so that none drowns the other,
-# - redraw a folder of photos, good files and bad, and go on where it was cut,
+# - redraw a folder of photos, good files and bad, and resume where it was cut,
 # - take a style home as a file that other programs read, and prove that they draw the same.
 #
 # There are six exercises, with checks as before. Nothing is trained here, so every cell is done in
@@ -58,8 +58,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from stylenb import StylenbError, checks, sample_photo, scores, show, to_pictures, to_tensor
+from stylenb import StylenbError, sample_photo, scores, to_pictures, to_tensor
 from stylenb.base import SOLVER_STEPS
+from stylenb.course import lesson_06, show
 from stylenb.lora import (
     GROUPS,
     find_lora,
@@ -71,7 +72,6 @@ from stylenb.lora import (
 )
 from stylenb.losses import estimate_x0
 from stylenb.pocket.scenes import draw_scene
-from stylenb.training import budget
 
 torch.set_grad_enabled(False)  # nothing is trained here
 style, other = "ink", "neon"  # on "sd15": paths of two LoRA files for it
@@ -83,10 +83,9 @@ photos += [sample_photo("rocket", size), draw_scene(20, size).picture]
 photo, scene = photos[:2]
 
 
-def redraw(pictures, look=style, solver=None, steps=None, **how):
-    """stylenb.stylize with our base, in the usual number of steps (fewer in a mere test)."""
-    steps = steps or budget(SOLVER_STEPS[solver or base.default_solver])
-    return stylenb.stylize(pictures, look, solver=solver, steps=steps, base=base, **how)
+def redraw(pictures, look=style, **how):
+    """stylenb.stylize with our style and our base."""
+    return stylenb.stylize(pictures, look, base=base, **how)
 
 
 def levels(one, two):
@@ -157,7 +156,7 @@ print("\nprediction", tuple(on.shape), f"moved by the LoRA by {(on - off).norm()
 # **strength** says how far up we go; the steps below that are the ones that are run.
 
 # %%
-steps, strength = budget(base.default_steps), base.default_strength
+steps, strength = base.default_num_inference_steps, base.default_strength
 count = max(1, round(steps * strength))
 schedule = DDIMScheduler.from_config(base.scheduler.config)
 schedule.set_timesteps(steps)
@@ -359,7 +358,7 @@ for solver, pictures in drawn.items():
 
 # %%
 grid_strengths, grid_scales = [0.4, 0.6, 0.8, 1.0], [0.5, 1.0, 1.5, 2.0]
-grid = scores.sweep(base, [photo, scene], name, grid_strengths, grid_scales, steps=steps)
+grid = scores.sweep(base, [photo, scene], name, grid_strengths, grid_scales)
 show.sheet(
     [
         row["pictures"][i]
@@ -440,7 +439,7 @@ def counting(unet):
 for solver in solvers:
     with counting(base.unet) as sizes:
         redraw(photo, solver=solver, strength=like[solver])
-    n = budget(SOLVER_STEPS[solver])
+    n = SOLVER_STEPS[solver]
     print(f"{solver:10s} {n} steps, strength {like[solver]}: {sum(sizes)} predictions")
 
 # %% [markdown]
@@ -468,7 +467,7 @@ def unet_predictions(steps, strength, inverted, guided):
 
 
 # %% tags=["check"]
-unet_predictions = checks.check("unet_predictions", unet_predictions)
+unet_predictions = lesson_06.check("unet_predictions", unet_predictions)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First the number of steps that are run, as in lesson
@@ -481,7 +480,7 @@ unet_predictions = checks.check("unet_predictions", unet_predictions)
 # %% [markdown]
 # Does it agree with the hook? And with a pipeline that is not ours? The folder of the base is in
 # the layout of diffusers, so plain diffusers opens it. We give it the same latents, once at
-# guidance 1, which is none, and once at the guidance that suits the base.
+# guidance scale 1, which is no guidance, and once at the scale that suits the base.
 
 # %%
 from diffusers import StableDiffusionImg2ImgPipeline
@@ -498,46 +497,52 @@ pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
 pipe.set_progress_bar_config(disable=True)
 
 
-def by_pipe(prompt="", guidance=1.0, strength=1.0, steps=10, image=latents, **how):
-    """diffusers' own img2img, from the noise of seed 0."""
-    random = torch.Generator().manual_seed(0)
-    how |= {"num_inference_steps": steps, "strength": strength, "generator": random}
-    return pipe(prompt, image=image, guidance_scale=guidance, **how).images
+def by_pipe(guidance_scale=1.0, strength=1.0, num_inference_steps=10, **how):
+    """diffusers' own img2img of our latents, for "" and from the noise of seed 0."""
+    return pipe(
+        "",
+        image=latents,
+        strength=strength,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(0),
+        **how,
+    ).images
 
 
 for solver in solvers:
-    n, inverted = budget(SOLVER_STEPS[solver]), solver == "inversion"
+    n, inverted = SOLVER_STEPS[solver], solver == "inversion"
     with counting(base.unet) as sizes:
         redraw(photo, solver=solver, strength=like[solver])
     counted = unet_predictions(n, like[solver], inverted, False)
     print(f"stylize, {solver:10s} {sum(sizes):3d} predictions, exercise 1 says {counted}")
-for guidance in (1.0, base.default_guidance):
+for scale in (1.0, base.default_guidance_scale):
     with counting(pipe.unet) as sizes:
-        by_pipe(guidance=guidance)
-    counted = unet_predictions(10, 1.0, False, guidance > 1)
-    print(
-        f"diffusers, guidance {guidance:<3g} {sum(sizes):2d} predictions, exercise 1 says {counted}"
-    )
+        by_pipe(scale)
+    counted = unet_predictions(10, 1.0, False, scale > 1)
+    print(f"diffusers, guidance scale {scale:<3g} {sum(sizes):2d} predictions, ", end="")
+    print(f"exercise 1 says {counted}")
 
-# %%
-seconds = {1.0: [], base.default_guidance: []}
+# %% tags=["parameters"]
+num_inference_steps = 8
+seconds = {1.0: [], base.default_guidance_scale: []}
 for _ in range(5):  # taken in turns, so that whatever else the machine does is shared fairly
-    for guidance, times in seconds.items():
+    for scale, times in seconds.items():
         began = time.perf_counter()
-        by_pipe(guidance=guidance, steps=budget(8), output_type="latent")
+        by_pipe(scale, num_inference_steps=num_inference_steps, output_type="latent")
         times.append(time.perf_counter() - began)
 without, guided = (statistics.median(times) for times in seconds.values())
 print(f"with guidance, a picture takes {guided / without:.1f} times as long as without")
 
-a, b = (by_pipe(guidance=g, output_type="pt") for g in seconds)
+a, b = (by_pipe(scale, output_type="pt") for scale in seconds)
 print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs().max() / 2:.0e}')
 
 # %% [markdown]
 # **What it means.** Guidance asks the UNet twice and goes on beyond the difference of the answers.
 # Without a prompt both questions are the same question, so the second answer is paid for and thrown
 # away. Programs leave guidance on by default. If you use a LoRA of this course elsewhere, without a
-# prompt, set the guidance (often called *CFG*) to 1: the picture is the same at about half the
-# price. (The halves are only about halves, as a batch of two may keep a machine busier than two
+# prompt, set the guidance scale (often called *CFG*) to 1: the picture is the same at about half
+# the price. (The halves are only about halves, as a batch of two may keep a machine busier than two
 # batches of one.)
 #
 # Inversion doubles the cost again, in another place, and for something: the layout.
@@ -552,19 +557,18 @@ print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs(
 #
 # **Predict:** do twice the steps take twice the time?
 
-# %%
+# %% tags=["parameters"]
 tried = {"ddim": [5, 10, 30, 60], "inversion": [5, 10, 20, 40], "dpm": [3, 5, 10, 20]}
-many = {"ddim": 120, "inversion": 120, "dpm": 120}
+many = 120  # steps of the pictures that the others are compared with
 pair = [photo, scene]
 rows = []
 for solver in solvers:
     how = {"solver": solver, "strength": like[solver]}
-    best = redraw(pair, steps=budget(many[solver]), **how)
+    best = redraw(pair, num_inference_steps=many, **how)
     for n in tried[solver]:
-        n = min(n, budget(many[solver]))
         with counting(base.unet) as sizes:
             began = time.perf_counter()
-            pictures = redraw(pair, steps=n, **how)
+            pictures = redraw(pair, num_inference_steps=n, **how)
             took = time.perf_counter() - began
         distance = float(scores.lpips_distance(pictures, best).mean())
         rows.append((solver, n, sum(sizes) // 2, took, scores.psnr(pictures, best), distance))
@@ -572,7 +576,7 @@ for solver in solvers:
 began = time.perf_counter()
 base.decode(base.encode(to_tensor(pair)))
 around = time.perf_counter() - began
-default = next(r[3] for r in rows if r[0] == base.default_solver and r[1] >= min(steps, budget(30)))
+default = next(r[3] for r in rows if r[0] == base.default_solver and r[1] >= steps)
 print("solver      steps  predictions   time  to many steps   LPIPS")
 for solver, n, calls, took, near, distance in rows:
     print(f"{solver:10s} {n:6d} {calls:12d} {took / default:6.2f} {near:11.1f} dB {distance:7.3f}")
@@ -607,11 +611,11 @@ for solver in solvers:
 # %% [markdown]
 # **What it means.** Time goes with the predictions, on top of a part that is always there: encode,
 # decode, load. More steps keep bringing the picture nearer, at no fixed rate. Where does the
-# course's own default stand (`base.default_steps` steps of `base.default_solver`)? Below the dashed
-# line it is a compromise with time. And look at what the numbers cannot say, which is whether the
-# picture of many steps is *better*, or only another one. With `"ddim"` and `"dpm"`, few steps draw
-# much the same picture, more coarsely. With `"inversion"`, an error on the way up is an error in
-# the noise, and comes down again as a change of the photo.
+# course's own default stand (`base.default_num_inference_steps` of `base.default_solver`)? Below
+# the dashed line it is a compromise with time. And look at what the numbers cannot say, which is
+# whether the picture of many steps is *better*, or only another one. With `"ddim"` and `"dpm"`, few
+# steps draw much the same picture, more coarsely. With `"inversion"`, an error on the way up is an
+# error in the noise, and comes down again as a change of the photo.
 
 # %%
 show.sheet(
@@ -619,7 +623,7 @@ show.sheet(
         one
         for solver in ("inversion", "dpm")
         for n in tried[solver]
-        for one in [redraw(scene, solver=solver, strength=like[solver], steps=n)]
+        for one in redraw([scene], solver=solver, strength=like[solver], num_inference_steps=n)
     ],
     [f"{solver}, {n}" for solver in ("inversion", "dpm") for n in tried[solver]],
     columns=4,
@@ -705,7 +709,7 @@ def layer_scale(layer, groups, scales):
 
 
 # %% tags=["check"]
-layer_scale = checks.check("layer_scale", layer_scale)
+layer_scale = lesson_06.check("layer_scale", layer_scale)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Begin with 1 and multiply by each scale that applies.</details>
@@ -799,7 +803,7 @@ def mix_weights(loudness, shares):
 
 
 # %% tags=["check"]
-mix_weights = checks.check("mix_weights", mix_weights)
+mix_weights = lesson_06.check("mix_weights", mix_weights)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>Write it down for one style: weight × its loudness = share ×
@@ -890,7 +894,7 @@ def batch_sizes(count, limit, fixed, each):
 
 
 # %% tags=["check"]
-batch_sizes = checks.check("batch_sizes", batch_sizes)
+batch_sizes = lesson_06.check("batch_sizes", batch_sizes)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How many pictures fit into <code>limit - fixed</code>? Round
@@ -946,9 +950,7 @@ def say(text):
 
 def stylize_folder(output="drawn", **how):
     how = {"strength": base.default_strength, "batch_size": 2, "progress": False, **how}
-    return stylenb.stylize_folder(
-        my_folder or folder, work / output, style, steps=steps, base=base, **how
-    )
+    return stylenb.stylize_folder(my_folder or folder, work / output, style, base=base, **how)
 
 
 done = stylize_folder()
@@ -989,7 +991,7 @@ same = [levels(Image.open(work / "cut" / f.name), Image.open(f)) for f in done.f
 print(f"\nlargest difference from the run that was not cut: {max(same)} of 255 levels")
 
 # %% [markdown]
-# Run it again, and it goes on: a picture that is there is left alone. None is half written, because
+# Run it again, and it resumes: a picture that is there is left alone. None is half written, because
 # each is written under another name and renamed when it is whole.
 #
 # **Predict:** and if somebody runs it again at another strength?
@@ -1035,7 +1037,7 @@ def in_colours_of(photo, picture):
 
 
 # %% tags=["check"]
-in_colours_of = checks.check("in_colours_of", in_colours_of)
+in_colours_of = lesson_06.check("in_colours_of", in_colours_of)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>L is <code>[..., :1]</code>, a and b are <code>[..., 1:]</code>;
@@ -1125,7 +1127,7 @@ def kohya_key(key):
 
 
 # %% tags=["check"]
-kohya_key = checks.check("kohya_key", kohya_key)
+kohya_key = lesson_06.check("kohya_key", kohya_key)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary><code>key.removeprefix("unet.")</code>, then
@@ -1169,12 +1171,12 @@ for path in (for_diffusers, for_kohya):
 # %% [markdown]
 # ### In plain diffusers
 # Nothing of `stylenb` is in the next pipeline but the two files. It gets our latents, strength,
-# steps and seed, `""`, and guidance 1.
+# steps and seed, `""`, and guidance scale 1.
 #
 # **Predict:** will the picture be *like* ours, or the *same*?
 
 # %%
-at_ten = {"strength": like["ddim"], "steps": 10}
+at_ten = {"strength": like["ddim"], "num_inference_steps": 10}
 ours = redraw(photo, for_diffusers, solver="ddim", **at_ten)
 full = redraw(photo, for_diffusers, scale=2.0, solver="ddim", **at_ten)  # 2 × 0.5
 theirs = {}
@@ -1325,7 +1327,7 @@ print(f"from this notebook's: {levels(Image.open(work / 'out.png'), drawn_here)}
 # - Scale may differ from group to group; a layer in two groups gets both.
 # - Styles add exactly. Loudness decides what is seen of each.
 # - A picture depends on its photo, its seed and the settings, not on its neighbours. A folder run
-#   counts bad files, goes on where it was cut, and mixes no settings.
+#   counts bad files, resumes where it was cut, and mixes no settings.
 # - A LoRA file is names, two matrices a layer, and an alpha. Two layouts, one W'. It fits the base
 #   that it was trained on.
 #

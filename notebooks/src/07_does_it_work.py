@@ -40,26 +40,24 @@ import stylenb
 base = stylenb.load("pocket")  # or "sd15"
 base
 
-# %%
+# %% tags=["parameters"]
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from stylenb import checks, read_folder, sample_photo, show, to_pictures, to_tensor
-from stylenb.base import DATA
+from stylenb import read_folder, sample_photo, to_pictures, to_tensor
+from stylenb.course import lesson_07, show
 from stylenb.inference import denoise, invert
 from stylenb.lora import about_lora, find_lora, load_lora, remove_lora, set_scale
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import apply_style
-from stylenb.training import budget
+from stylenb.weights import DATA
 
 size = base.image_size
-count = min(12, budget(160))  # scenes
-steps = min(base.default_steps, budget(240))
+count = 12  # scenes
 style = "ink"  # or another folder in data/styles
 lora = style  # its LoRA; on "sd15" the path of one that you trained on that folder
 
@@ -95,11 +93,11 @@ starts = {}  # what every method begins with: strength -> noisy latents
 def redraw(strength=base.default_strength, by=base):
     """The scenes, drawn from `strength` on by a base as it is now."""
     if by.default_solver == "inversion" and strength not in starts:
-        starts[strength] = invert(base, latents, strength, steps)  # lesson 02, section 9
+        starts[strength] = invert(base, latents, strength)  # lesson 02, section 9
     start, drawn = starts.get(strength), []
     for part in torch.arange(count).split(4):
         noisy = None if start is None else start[part]
-        drawn.append(denoise(by, latents[part], strength, steps, part.tolist(), noisy=noisy))
+        drawn.append(denoise(by, latents[part], strength, seed=part.tolist(), noisy=noisy))
     return decode(torch.cat(drawn))
 
 
@@ -194,7 +192,7 @@ def correlation(a, b):
 
 
 # %% tags=["check"]
-correlation = checks.check("correlation", correlation)
+correlation = lesson_07.check("correlation", correlation)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First line: <code>a - a.mean()</code>, and the same for
@@ -313,8 +311,8 @@ for score in names:
 # at scale −1 is the same change, backwards.
 
 # %%
+from stylenb.inference import redraw as redraw_photos
 from stylenb.scores import noise_predictions, prior_drift
-from stylenb.scores import redraw as redraw_photos
 
 few = scenes[:3]
 before = noise_predictions(base, few)
@@ -322,7 +320,7 @@ for scale in (1.0, -1.0):
     set_scale(base, name, scale)
     drift = prior_drift(before, noise_predictions(base, few))
     print(f"scale {scale:+.0f}: drift {float(drift.mean()):.3f}")
-backwards = redraw_photos(base, few, steps=steps)
+backwards = redraw_photos(base, few, seed=range(len(few)))
 set_scale(base, None)
 
 show.sheet(
@@ -368,12 +366,13 @@ for key in ("lpips_weight", "style_weight"):
 #
 # **Predict:** `gram` will fall. Will `truth` fall as well, and by as much?
 
-# %%
-from stylenb.baselines import GATYS_STEPS, gatys
+# %% tags=["parameters"]
+from stylenb.baselines import gatys
 
+gatys_steps = 60  # where the share is 1
 gatys_curve = []
 for share in (0.0, 0.25, 0.5, 1.0):
-    pictures = gatys(scenes, style_pictures, share, base, steps=budget(GATYS_STEPS))
+    pictures = gatys(scenes, style_pictures, share, base, steps=gatys_steps)
     scored = measure(pictures, scenes, style, style_pictures, truths)
     gatys_curve.append({"strength": share, "pictures": pictures, **scored})
 
@@ -385,7 +384,7 @@ figure = show.figure(
     "lowered, and the two distances to the truth, which nobody lowers.",
 )
 axes = figure.subplots()
-done = [row["strength"] * budget(GATYS_STEPS) for row in gatys_curve]
+done = [row["strength"] * gatys_steps for row in gatys_curve]
 for score, colour in (("gram", "#c0553b"), ("truth", "#1d3557"), ("pixels", "#4f7cac")):
     values = [float(row[score].mean() / gatys_curve[0][score].mean()) for row in gatys_curve]
     axes.plot(done, values, "o-", color=colour, label=score, markersize=4)
@@ -461,7 +460,7 @@ def standard_error(values):
 
 
 # %% tags=["check"]
-standard_error = checks.check("standard_error", standard_error)
+standard_error = lesson_07.check("standard_error", standard_error)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How many values are there? <code>len(values)</code>.</details>
@@ -491,10 +490,11 @@ for n in (3, 4, 6, 12, 32, 1000):
 # known, and we can act out a thousand courses, each of which looks at a few scenes only. The score:
 # how far the photos themselves are from the truth.
 
-# %%
+# %% tags=["parameters"]
 from stylenb.scores import truth_distance
 
-many = [draw_scene(10_000 + i, size).picture for i in range(budget(120))]
+all_count = 120  # scenes that stand for all
+many = [draw_scene(10_000 + i, size).picture for i in range(all_count)]
 everything = truth_distance(many, [apply_style(style, p, i) for i, p in enumerate(many)])
 true_mean = everything.mean()
 random = torch.Generator().manual_seed(0)
@@ -605,7 +605,7 @@ def paired_interval(a, b, errors):
 
 
 # %% tags=["check"]
-paired_interval = checks.check("paired_interval", paired_interval)
+paired_interval = lesson_07.check("paired_interval", paired_interval)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First <code>difference = a - b</code>. From here on there is one
@@ -685,7 +685,6 @@ for share in (0.02, 0.05, 0.1):
 # %%
 strengths = sorted({0.3, 0.5, 0.7, 0.9, base.default_strength})
 scales = [0.5, 1.0, 1.5]
-strengths = strengths[-budget(5) :]  # the last three where a test runs this in a hurry
 
 
 def row_of(pictures, **knobs):
@@ -734,7 +733,7 @@ def unbeaten(points):
 
 
 # %% tags=["check"]
-unbeaten = checks.check("unbeaten", unbeaten)
+unbeaten = lesson_07.check("unbeaten", unbeaten)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary><code>one, other = points[:, None], points[None]</code>; then
@@ -898,8 +897,7 @@ from stylenb.dreambooth import (
 )
 
 remove_lora(base, name)
-usual = DreamBoothSettings.for_base(base, prior_count=budget(16))
-short = replace(usual, steps=budget(min(100, usual.steps)))
+short = DreamBoothSettings.for_base(base, steps=100, num_class_images=16)
 history = train_dreambooth(base, style_pictures, short)
 print(f"DreamBooth ({short.train}): {len(history.rows)} steps in {history.seconds:.0f} s")
 print(f"the LoRA's file says: trained for {about.get('seconds', 'an unknown number of')} s")
@@ -1001,7 +999,7 @@ def at_content(kept_a, kept_b, score_a, score_b, content):
 
 
 # %% tags=["check"]
-at_content = checks.check("at_content", at_content)
+at_content = lesson_07.check("at_content", at_content)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>How far along is it? At <code>kept_a</code> the share should be
@@ -1135,9 +1133,9 @@ other_curves = {
     for method in ("photo as it is", "img2img")
 }
 for method in ("colours", "latent AdaIN", "Gatys"):
-    one, quick = BASELINES[method], {"steps": budget(GATYS_STEPS)} if method == "Gatys" else {}
+    one, how = BASELINES[method], {"steps": gatys_steps} if method == "Gatys" else {}
     other_curves[method] = [
-        other_row(one.draw(scenes, other_pictures, s, base, **quick), s) for s in one.strengths
+        other_row(one.draw(scenes, other_pictures, s, base, **how), s) for s in one.strengths
     ]
 other_name = load_lora(base, second)  # on "sd15": a path
 set_scale(base, other_name, 1.0)
@@ -1177,7 +1175,7 @@ if said:
     print("All held-out styles with more scenes are in data/benchmark.md, which says:")
     print("\n".join(said))
 else:
-    print("`python -m stylenb.bench truth pareto` does this for all held-out styles, with more")
+    print("`python data/bench.py truth pareto` does this for all held-out styles, with more")
     print("scenes, and takes its time.")
 
 # %% [markdown] tags=["instructor"]
@@ -1217,7 +1215,7 @@ def to_ship(kept, distance, least):
 
 
 # %% tags=["check"]
-to_ship = checks.check("to_ship", to_ship)
+to_ship = lesson_07.check("to_ship", to_ship)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary><code>enough = kept &gt;= least</code> is True for the settings
@@ -1317,7 +1315,7 @@ photos = [sample_photo(one, size) for one in ("chelsea", "coffee", "astronaut", 
 photo_truths = [apply_style(style, photo, i) for i, photo in enumerate(photos)]
 name = load_lora(base, lora)
 set_scale(base, name, 1.0)
-drawn = redraw_photos(base, photos, steps=steps)
+drawn = redraw_photos(base, photos, seed=range(len(photos)))
 set_scale(base, None)
 photo_limit = encode_and_decode(base, photo_truths)
 
@@ -1370,15 +1368,15 @@ show.sheet(
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from stylenb.bench import SD15
+from stylenb.device import kept_activations
 from stylenb.dreambooth import trainable
 from stylenb.lora import TARGETS
-from stylenb.training import kept_activations
+from stylenb.weights import SD15_SIZES
 
 with torch.device("meta"):
-    unet = UNet2DConditionModel(**SD15["unet"])
-    vae = AutoencoderKL(**SD15["vae"])
-    text = CLIPTextModel(CLIPTextConfig(**SD15["text"]))
+    unet = UNet2DConditionModel(**SD15_SIZES["unet"])
+    vae = AutoencoderKL(**SD15_SIZES["vae"])
+    text = CLIPTextModel(CLIPTextConfig(**SD15_SIZES["text"]))
 
 
 def numbers(parameters):
@@ -1478,7 +1476,7 @@ print(
 # forward pass is the same for both. On the way back, whoever trains everything needs gradients for
 # all weights too.
 
-# %%
+# %% tags=["parameters"]
 import statistics
 import time
 
@@ -1510,7 +1508,8 @@ def seconds_of_step(parameters, scale):
     return taken
 
 
-rounds = [(seconds_of_step(for_all, 0), seconds_of_step(for_lora, 1)) for _ in range(budget(9))]
+repeats = 9
+rounds = [(seconds_of_step(for_all, 0), seconds_of_step(for_lora, 1)) for _ in range(repeats)]
 timed = statistics.median(full / small for full, small in rounds[1:])
 print(f"pocket base: a step of everything takes {timed:.2f} times as long as one of the LoRA")
 

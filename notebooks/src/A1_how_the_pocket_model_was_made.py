@@ -44,9 +44,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylenb import checks, show, to_tensor
+from stylenb import to_tensor
+from stylenb.course import lesson_A1, show
 from stylenb.pocket.scenes import draw_scene
-from stylenb.training import budget
 
 train = to_tensor([draw_scene(2_000_000 + i, 32).picture for i in range(1000)])
 unseen = to_tensor([draw_scene(i, 32).picture for i in range(64)])
@@ -118,7 +118,7 @@ print("parameters:", sum(p.numel() for net in (encoder, decoder) for p in net.pa
 # learns its spread (lesson 01).
 
 
-# %%
+# %% tags=["parameters"]
 def psnr(a, b):
     """As in lesson 01: values in [-1, 1] -> decibels."""
     return float(10 * torch.log10(4 / F.mse_loss(a, b)))
@@ -153,7 +153,8 @@ def train_autoencoder(steps, batch_size=32, rate=2e-3):
         schedule.step()
 
 
-history, pictures = train_autoencoder(steps=budget(400))  # 400, or few in a quick test
+autoencoder_steps = 400
+history, pictures = train_autoencoder(autoencoder_steps)
 
 # %% [markdown]
 # **Predict:** what does it learn first, colour or edges?
@@ -261,7 +262,7 @@ def add_noise_at(x, noise, kept):
 
 
 # %% tags=["check"]
-add_noise_at = checks.check("add_noise_at", add_noise_at)
+add_noise_at = lesson_A1.check("add_noise_at", add_noise_at)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>A weighted sum, as in exercise 5 of lesson 01.</details>
@@ -288,7 +289,7 @@ def clean_estimate(noisy, noise, kept):
 
 
 # %% tags=["check"]
-clean_estimate = checks.check("clean_estimate", clean_estimate)
+clean_estimate = lesson_A1.check("clean_estimate", clean_estimate)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>First take away the share of the noise, then undo the weight of
@@ -352,7 +353,7 @@ def sample(count, seed=1, steps=25):
 # (EMA) and draw with that.
 
 
-# %%
+# %% tags=["parameters"]
 def train_unet(steps, batch_size=32, rate=2e-3):
     """Train the UNet in place; return the losses and samples on the way."""
     optimizer = torch.optim.AdamW(unet.parameters(), rate)
@@ -387,7 +388,8 @@ def train_unet(steps, batch_size=32, rate=2e-3):
     return losses, pictures
 
 
-losses, samples = train_unet(steps=budget(800))
+unet_steps = 800
+losses, samples = train_unet(unet_steps)
 
 # %%
 show.sheet(
@@ -537,14 +539,14 @@ figure
 #   animals into hills, because hills were all it knew. So a part of the pictures are crops of
 #   photographs and random overlapping shapes.
 # - **Captions are dropped now and then** in training (here 18 % of them, see
-#   `stylenb/pocket/pretrain.py`), so that the empty caption means "any picture". The whole course
+#   `data/pretrain.py`), so that the empty caption means "any picture". The whole course
 #   runs without a prompt because of it.
 # - **Some styles are held out.** The UNet never saw stained glass or a blueprint. What a LoRA adds
 #   in lesson 04 is really new to it.
 # - **The autoencoder sets the ceiling.** Marks finer than about four pixels do not survive it, so
 #   styles were drawn with coarser marks.
 #
-# To make it all again, from nothing: `python -m stylenb.pocket.pretrain --help` says how long each
+# To make it all again, from nothing: `python data/pretrain.py --help` says how long each
 # stage takes. Does it listen to words?
 
 # %%
