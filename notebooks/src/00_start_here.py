@@ -204,7 +204,8 @@ import torch
 
 from stylenb import to_tensor
 from stylenb.inference import denoise, invert
-from stylenb.lora import load_lora, set_scale
+from stylenb.lora import set_scale
+from stylenb.lora_files import load_lora
 
 strength = base.default_strength
 

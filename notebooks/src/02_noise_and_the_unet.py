@@ -1272,7 +1272,8 @@ show.sheet(
 # 04). Then the path down bends only where the LoRA wants it to.
 
 # %%
-from stylenb.lora import load_lora, remove_lora, set_scale
+from stylenb.lora import remove_lora, set_scale
+from stylenb.lora_files import load_lora
 
 ends = {"random": [], "inverted": []}
 fitting = ["ink", "stained_glass", "woodcut"] if base.name == "pocket" else []

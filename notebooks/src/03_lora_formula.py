@@ -535,7 +535,8 @@ figure
 # %%
 from safetensors import safe_open
 
-from stylenb.lora import find_lora, load_lora, set_scale
+from stylenb.lora import set_scale
+from stylenb.lora_files import find_lora, load_lora
 
 plain = with_own_unet(base)  # a copy without LoRA, for what we do by hand
 

@@ -56,7 +56,7 @@ from stylenb.dreambooth import prior_set, set_losses, train_dreambooth, undo_dre
 from stylenb.loop import generator_at, order_at, spread_timesteps
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES
-from stylenb.pocket.training_mix import TEST_SEEDS
+from stylenb.pocket.data import TEST_SEEDS
 from stylenb.scores import judge, style_probability
 from stylenb.weights import DATA
 
@@ -693,7 +693,8 @@ def undo(settings):
         undo_dreambooth(base)
 
 
-from stylenb.lora import remove_lora, save_lora
+from stylenb.lora import remove_lora
+from stylenb.lora_files import save_lora
 
 saved, pace = {}, {}
 for name, settings in methods.items():
@@ -1187,7 +1188,7 @@ except StylenbError as error:
 # %%
 from diffusers import StableDiffusionPipeline
 
-from stylenb.dreambooth import save_pipeline
+from stylenb.text_to_image import save_pipeline
 
 load_dreambooth(base, folder / "with.safetensors")
 model = save_pipeline(base, folder / "model")

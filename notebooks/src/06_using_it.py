@@ -61,15 +61,8 @@ from safetensors.torch import load_file, save_file
 from stylenb import StylenbError, sample_photo, scores, to_pictures, to_tensor
 from stylenb.base import SOLVER_STEPS
 from stylenb.course import lesson_06, show
-from stylenb.lora import (
-    GROUPS,
-    find_lora,
-    load_lora,
-    merged_for_now,
-    remove_lora,
-    set_alpha,
-    set_scale,
-)
+from stylenb.lora import GROUPS, remove_lora, set_alpha, set_scale, switched
+from stylenb.lora_files import find_lora, load_lora
 from stylenb.losses import estimate_x0
 from stylenb.pocket.scenes import draw_scene
 
@@ -745,7 +738,7 @@ for key, layer in layers.items():
         A, B = (half[one].weight.float().flatten(1) for half in (layer.lora_A, layer.lora_B))
         expected[key] = expected[key] + weight * layer.lora_alpha[one] / layer.r[one] * (B @ A)
 
-with merged_for_now(base, weights):  # inside, W is W'
+with switched(base, weights, merge=True):  # inside, W is W'
     differences = [
         float((layer.get_base_layer().weight.float().flatten(1) - expected[key]).abs().max())
         for key, layer in layers.items()
@@ -905,7 +898,7 @@ batch_sizes = lesson_06.check("batch_sizes", batch_sizes)
 # left; take the smaller of that and <code>most</code>.</details>
 
 # %%
-from stylenb.inference import BATCH_PIXELS
+from stylenb.base import BATCH_PIXELS
 
 for memory in (4, 8, 16):
     plan = batch_sizes(100, memory, 2.5, 0.9).tolist()

@@ -51,7 +51,8 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 from stylenb import read_folder, sample_photo, to_pictures, to_tensor
 from stylenb.course import lesson_07, show
 from stylenb.inference import denoise, invert
-from stylenb.lora import about_lora, find_lora, load_lora, remove_lora, set_scale
+from stylenb.lora import remove_lora, set_scale
+from stylenb.lora_files import about_lora, find_lora, load_lora
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import apply_style
 from stylenb.weights import DATA
