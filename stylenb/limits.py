@@ -1,6 +1,4 @@
-"""What a setting or an argument may be: written as its type, read by one function.
-
-    Count = Annotated[int, Within(1)]
+"""What a setting or an argument may be: said by its type, and read by one function.
 
     @dataclass(frozen=True)
     class Settings:
@@ -8,14 +6,14 @@
         def __post_init__(self):
             check_fields(self)
 
-Numbers come as text from YAML ("1e-4"), from argparse, and as numpy's own types: what means one
+Numbers come as text from YAML ("1e-4") and argparse, and in numpy's own types: what means one
 number is understood, everything else is refused with one sentence that names the limits.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import NoneType
@@ -26,32 +24,26 @@ from .errors import StylenbError
 
 @dataclass(frozen=True)
 class Within:
-    """Limits of a number: from `low` up to `high`, or above `low` if that is `open`."""
+    """Limits of a number: from `low` to `high`, or above `low` if that is `open`."""
 
     low: float = -math.inf
     high: float = math.inf
-    open: bool = False  # whether `low` itself is left out
+    open: bool = False
     nonzero: bool = False
 
     def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.open else self.low <= value
-        return (
-            above
-            and value <= self.high
-            and math.isfinite(value)
-            and not (self.nonzero and value == 0)
-        )
+        fits = self.low < value <= self.high if self.open else self.low <= value <= self.high
+        return fits and math.isfinite(value) and not (self.nonzero and value == 0)
 
     def __str__(self) -> str:
         if self.nonzero:
             return "other than 0"
-        start = f"above {self.low:g}" if self.open else f"from {_short(self.low)}"
         if self.low == -math.inf:
-            return "that is finite" if self.high == math.inf else f"up to {_short(self.high)}"
-        end = "" if self.open else " up"
-        if self.high < math.inf:
-            end = f" and up to {_short(self.high)}" if self.open else f" to {_short(self.high)}"
-        return start + end
+            return "that is finite"
+        start = f"{'above' if self.open else 'from'} {self.low}"
+        if self.high == math.inf:
+            return start if self.open else f"{start} up"
+        return f"{start} {'and up ' * self.open}to {self.high}"
 
 
 Count = Annotated[int, Within(1)]
@@ -67,46 +59,33 @@ Finite = Annotated[float, Within()]
 
 
 def read(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the `kind`: a type of this module, bool, str, int, float, Literal, or one of them
-    | None. Values of any other kind are handed back as they are.
+    """`value` as the `kind`: a type of this module, bool, str, int, Literal, or one of them | None.
+    Values of any other kind are handed back as they are.
 
     Raises StylenbError with the name and what it may be.
     """
+    kinds = [one for one in get_args(kind) if one is not NoneType]
     optional = NoneType in get_args(kind)
-    if optional:
-        if value is None:
-            return None
-        kinds = [one for one in get_args(kind) if one is not NoneType]
-        kind = kinds[0] if len(kinds) == 1 else Any
-    if get_origin(kind) not in (Annotated, Literal) and kind not in (bool, str, int, float):
+    if optional and (value is None or len(kinds) > 1):
+        return value
+    kind = kinds[0] if optional else kind
+    if get_origin(kind) not in (Annotated, Literal) and kind not in (bool, str, int):
         return value
     try:
         return _parse(value, kind)
     except (TypeError, ValueError, OverflowError) as error:
-        raise StylenbError(
-            f"{name} is {describe(kind)}{', or None' * optional}, not {value!r}."
-        ) from error
-
-
-def describe(kind: Any) -> str:
-    """What a value of this kind is, in words."""
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(repr, get_args(kind)))}"
-    if get_origin(kind) is Annotated:
-        number, limits = get_args(kind)
-        return f"a {'whole ' * (number is int)}number {limits}"
-    return {bool: "True or False", str: "text", int: "a whole number", float: "a number"}[kind]
+        what = f"{_describe(kind)}{', or None' * optional}"
+        raise StylenbError(f"{name} is {what}, not {value!r}.") from error
 
 
 def argument(kind: Any) -> Callable[[str], Any]:
     """The same as a `type` of argparse, which puts the option's name before the sentence."""
-    import argparse
 
     def parse(text: str):
         try:
             return _parse(text, kind)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} must be {describe(kind)}") from error
+        except (ValueError, OverflowError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} must be {_describe(kind)}") from error
 
     return parse
 
@@ -119,40 +98,25 @@ def check_fields(settings: Any) -> None:
         object.__setattr__(settings, field.name, value)
 
 
-def _parse(value: Any, kind: Any) -> Any:
+def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        if isinstance(value, str) and value in get_args(kind):
-            return value
-        raise ValueError
-    if kind in (bool, str):
-        if isinstance(value, kind):
-            return value
-        if kind is bool and type(value).__name__ in ("bool", "bool_"):  # numpy's
-            return bool(value)
-        raise ValueError
-    number, limits = get_args(kind) if get_origin(kind) is Annotated else (kind, Within())
-    if type(value).__name__ in ("bool", "bool_"):
-        raise ValueError
-    parsed = _whole(value) if number is int else _decimal(value)
-    if parsed not in limits:
-        raise ValueError
-    return parsed
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) is Annotated:
+        number, limits = get_args(kind)
+        return f"a {'whole ' * (number is int)}number {limits}"
+    return {bool: "True or False", str: "text", int: "a whole number"}[kind]
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, str):
-        value = float(value) if set(value) & set(".eE") else int(value)
-    if isinstance(value, float) or hasattr(value, "is_integer"):  # 20.0 counts as 20
-        if not float(value).is_integer():
+def _parse(value: Any, kind: Any) -> Any:
+    is_bool = type(value).__name__ in ("bool", "bool_")  # Python's or numpy's
+    if get_origin(kind) is Literal or kind in (bool, str):
+        fits = is_bool if kind is bool else isinstance(value, str)
+        if not fits or (get_origin(kind) is Literal and value not in get_args(kind)):
             raise ValueError
-        return int(value)
-    return operator.index(value)
-
-
-def _decimal(value: Any) -> float:
-    """Of a numpy float32 the decimal number that was rounded to it: 0.3, not 0.30000001."""
-    return float(str(value) if type(value).__module__ == "numpy" else value)
-
-
-def _short(number: float) -> str:
-    return f"{number:d}" if isinstance(number, int) else f"{number:g}"
+        return bool(value) if is_bool else value
+    number, limits = (int, Within()) if kind is int else get_args(kind)
+    text = str(value)  # of a numpy float32 the decimal number that was rounded to it
+    parsed = int(text) if number is int and text.lstrip("-").isdigit() else float(text)
+    if is_bool or parsed not in limits or parsed != number(parsed):  # 20.0 counts as 20
+        raise ValueError
+    return number(parsed)
