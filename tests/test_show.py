@@ -10,7 +10,7 @@ import skimage
 import torch
 from PIL import Image
 
-from stylenb import show
+from stylenb.course import show
 
 
 def bundle(figure):

@@ -31,9 +31,8 @@ class Picture(Figure):
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         kind, data = _encode(self)
-        return {kind: base64.b64encode(data).decode(), "text/plain": self.alt}, {
-            kind: {"alt": self.alt}
-        }
+        shown = {kind: base64.b64encode(data).decode(), "text/plain": self.alt}
+        return shown, {kind: {"alt": self.alt}}
 
 
 def _encode(figure: Figure) -> tuple[str, bytes]:
@@ -97,26 +96,17 @@ def sheet(
     tall = max(p.shape[0] / p.shape[1] for p in pictures)
     titled = sum(any((titles or [])[row * columns : (row + 1) * columns]) for row in range(rows))
     height = rows * (width * tall + 0.06) + 0.2 * titled + (0.3 if title else 0)
-    made = figure(columns * (width + 0.06), height, title, alt or _describe(title, titles))
-    low, high = limits or (None, None)
+    alt = alt or f"{title or 'Pictures side by side'}: {'; '.join(titles or ())}".strip(": ")
+    made = figure(columns * (width + 0.06), height, title, alt)
+    (low, high), drawn = limits or (None, None), "nearest" if pixels else None
     for index, axes in enumerate(np.ravel(made.subplots(rows, columns))):
         axes.axis("off")
         if index >= len(pictures):
             continue
-        axes.imshow(
-            pictures[index],
-            cmap=cmap,
-            vmin=low,
-            vmax=high,
-            interpolation="nearest" if pixels else None,
-        )
+        axes.imshow(pictures[index], cmap=cmap, vmin=low, vmax=high, interpolation=drawn)
         if titles and index < len(titles):
             axes.set_title(titles[index], fontsize=9, pad=3)
     return made
-
-
-def _describe(title: str, titles: Sequence[str] | None) -> str:
-    return f"{title or 'Pictures side by side'}: {'; '.join(titles or ())}".strip(": ")
 
 
 def error_map(
@@ -127,7 +117,8 @@ def error_map(
     Both as for ``sheet``, of one size. The map is the absolute difference on a scale of 0 to 1,
     averaged over the colours; black is none and ``top`` (by default the largest) is white.
     """
-    a, b = (_unit(as_array(picture)) for picture in (original, result))
+    a, b = (as_array(picture) for picture in (original, result))
+    a, b = (array / 255.0 if array.dtype == np.uint8 else array for array in (a, b))
     difference = np.abs(a - b).mean(axis=-1)
     top = top or float(difference.max()) or 1.0
     made = figure(6.6, 2.4, title, alt or f"{title}: original, result and their difference")
@@ -140,10 +131,6 @@ def error_map(
         one.axis("off")
     made.colorbar(shown, ax=axes[2], shrink=0.8).ax.tick_params(labelsize=7)
     return made
-
-
-def _unit(array: np.ndarray) -> np.ndarray:
-    return array / 255.0 if array.dtype == np.uint8 else array
 
 
 def interactive(draw: Callable[..., Figure], **sliders) -> None:
@@ -163,14 +150,11 @@ def interactive(draw: Callable[..., Figure], **sliders) -> None:
         return
     controls, output = {}, ipywidgets.Output()
     for name, s in sliders.items():
-        label = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
-        if isinstance(s, list):
-            controls[name] = ipywidgets.Dropdown(options=s, value=s[0], **label)
-        else:
-            kind = ipywidgets.IntSlider if isinstance(s[2], int) else ipywidgets.FloatSlider
-            controls[name] = kind(
-                min=s[0], max=s[1], step=s[2], value=s[3], continuous_update=False, **label
-            )
+        choices = s if isinstance(s, list) else s[:3]
+        control = ipywidgets.interactive.widget_from_abbrev(choices, default=chosen[name])
+        control.description, control.continuous_update = name.replace("_", " "), False
+        control.style.description_width = "initial"
+        controls[name] = control
 
     def redraw(_change) -> None:
         with output:

@@ -1,0 +1,1 @@
+"""What the lessons need beside stylenb itself: figures, and their exercises with checks."""
