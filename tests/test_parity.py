@@ -19,16 +19,17 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
+from notebooks.build import sources
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file
 
 import stylenb
-from stylenb import inference, losses, scores, training
-from stylenb.authoring import sources
-from stylenb.bench import SD15
-from stylenb.lora import GROUPS, add_lora, export_lora, merge_lora, set_scale
+from stylenb import device, inference, loop, losses, scores
+from stylenb.lora import GROUPS, add_lora, merge_lora, set_scale
+from stylenb.lora_files import export_lora
 from stylenb.training import Settings, train_style
+from stylenb.weights import SD15_SIZES
 
 SEED = 0  # of all shapes and numbers here: what fails once fails again
 
@@ -228,7 +229,7 @@ def test_formula_layer_and_peft_over_random_shapes():
 
 def test_the_lora_of_stable_diffusion_has_797184_numbers_at_rank_4():
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD15["unet"])
+        unet = UNet2DConditionModel(**SD15_SIZES["unet"])
     assert lesson("05", unet=unet).lora_count(4) == 797_184
     layers = lesson("03", "TARGETS").projections(unet).values()
     assert lesson("03").lora_parameters([layer.weight.shape for layer in layers], 4) == 797_184
@@ -284,7 +285,7 @@ def test_the_three_losses(tiny):
 def test_the_order():
     its = lesson("04")
     row = torch.cat([its.order_at(step, 3, 5) for step in range(10)]).view(6, 5)  # six epochs
-    theirs = training.order_at(0, 5, 0, 30).view(6, 5)
+    theirs = loop.order_at(0, 5, 0, 30).view(6, 5)
     for epoch in (*row, *theirs):
         assert sorted(epoch.tolist()) == list(range(5))
 
@@ -316,7 +317,7 @@ def test_the_loop_is_the_librarys(base, monkeypatch):
         **dict(batch=2, extra=1),
     )
     names = its.train.__globals__
-    names["order_at"] = lambda step, size, count: training.order_at(
+    names["order_at"] = lambda step, size, count: loop.order_at(
         settings.seed + (count == len(content)), count, step * size, size
     )
     # As there: another order would round otherwise, and Adam magnifies what is nearly zero.
@@ -357,7 +358,7 @@ def test_the_activations(base):
         return sum(found.values())
 
     add_lora(base, "mine", 2)
-    assert kept(lesson("05").kept_activations) == kept(training.kept_activations) > 0
+    assert kept(lesson("05").kept_activations) == kept(device.kept_activations) > 0
 
 
 # --- 06: using it ---

@@ -101,7 +101,7 @@ exercise(balanced, _balanced_inputs).mistakes(
 
 def rate_at(step: int, steps: int, highest: float, warmup: int) -> float:
     """The learning rate of a step: a linear warm-up times half a cosine from ``highest`` to 0."""
-    from ..training import rate_at as rate_of
+    from ..loop import rate_at as rate_of
 
     return rate_of(step, SimpleNamespace(steps=steps, learning_rate=highest, warmup=warmup))
 
