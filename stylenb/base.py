@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 
@@ -33,8 +34,7 @@ def load(
     Kaggle input, else the Hugging Face hub (a pinned revision; half precision on a GPU).
     device, dtype: None chooses by what the machine really does, see device_and_dtype.
 
-    Only safetensors are read and nothing but "sd15" ever asks the network. Raises StylenbError,
-    in one sentence, for a name that is none of these and a folder that cannot be used.
+    Raises StylenbError for a name that is none of these and a folder that cannot be used.
     """
     device, chosen, _ = device_and_dtype(device)
     dtype = chosen if dtype is None else dtype
@@ -66,40 +66,35 @@ class Base:
         self.device, self.dtype = device, dtype
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_size = int(unet.config.sample_size) * self.factor
-        self.tiny_decoder = None
-        self.prompt = self._embedding = self._empty = None
+        self.tiny_decoder = self.prompt = self._embedding = None
         self.originals: dict[str, torch.Tensor] = {}
         for part in (vae, unet, text_encoder):
             part.requires_grad_(False).eval()
 
     def __repr__(self) -> str:
-        return (
-            f"Base({self.name!r}, {self.image_size} px, {self.device}, "
-            f"{str(self.dtype).removeprefix('torch.')}, from {self.folder})"
-        )
+        dtype = str(self.dtype).removeprefix("torch.")
+        where = f"{self.device}, {dtype}, from {self.folder}"
+        return f"Base({self.name!r}, {self.image_size} px, {where})"
 
     def encode(
         self, images: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Images (N, 3, H, W) in [-1, 1] -> latents (N, 4, H/8, W/8), times the scaling factor.
 
-        The mean of the posterior, or a sample from it if a generator is given. However many there
-        are, a few go through the autoencoder at once.
+        The mean of the posterior, or a sample from it if a generator is given. A few images go
+        through the autoencoder at once, however many there are.
         Raises StylenbError for another shape, sides that are not multiples of 8, or another range.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or any(side % self.factor for side in shape[2:]):
             raise StylenbError(
-                f"encode takes images of the shape (N, 3, H, W), not {tuple(images.shape)}."
-            )
-        if any(side % self.factor for side in images.shape[2:]):
-            raise StylenbError(
-                f"The sides of an image must be multiples of {self.factor}, not "
-                f"{tuple(images.shape[2:])}: open it with open_photo(..., size=base.image_size)."
+                f"encode takes images of the shape (N, 3, H, W), sides multiples of {self.factor}, "
+                f"not {shape}: open them with open_photo(..., size=base.image_size)."
             )
         if not images.detach().abs().max() < 1.5:  # "not <" so that NaN is caught too
             raise StylenbError("encode takes images in [-1, 1]: make them with to_tensor.")
         found = []
-        for part in images.split(_at_once(images.shape[2] * images.shape[3])):
+        for part in images.split(_at_once(shape[2] * shape[3])):
             posterior = self.vae.encode(part.to(self.device, self.dtype)).latent_dist
             found.append(posterior.mode() if generator is None else posterior.sample(generator))
         return torch.cat(found) * self.vae.config.scaling_factor
@@ -153,14 +148,12 @@ class Base:
                 one[length - 1 :] = [self.tokenizer.eos_token_id]
         return self.text_encoder(torch.tensor(ids, device=self.device)).last_hidden_state
 
-    @property
+    @cached_property
     def empty(self) -> torch.Tensor:
-        """embed(""), (1, 77, C): what the model takes for "no prompt". Computed once."""
-        if self._empty is None:
-            # A tensor made in inference mode could never take part in training later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._empty = self.embed("")
-        return self._empty
+        """embed(""), (1, 77, C): what the model takes for "no prompt"."""
+        # A tensor made in inference mode could never take part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.embed("")
 
     def with_prompt(self, prompt: str) -> Base:
         """This base for a prompt: wherever it is given no embedding, this one stands in for "".
@@ -266,20 +259,19 @@ class Base:
     def forget_empty(self) -> None:
         """The text encoder has changed: embed "" again when it is asked for."""
         if self.text_encoder is not None:
-            self._empty = None
+            vars(self).pop("empty", None)
 
     @contextmanager
     def with_originals(self) -> Iterator[None]:
         """Inside, weights that were replaced are the old ones."""
-        replaced = self.replaced()
-        weights = {name: p.data for name, p in replaced.items()}
+        replaced = [(p, p.data, self.originals[name]) for name, p in self.replaced().items()]
         try:
-            for name, p in replaced.items():
-                p.data = self.originals[name].to(p.device)
+            for p, _, original in replaced:
+                p.data = original.to(p.device)
             yield
         finally:
-            for name, weight in weights.items():
-                replaced[name].data = weight
+            for p, weight, _ in replaced:
+                p.data = weight
 
     def drop_text_encoder(self) -> None:
         """Keep `empty` and free the tokenizer and text encoder: all that "no prompt" needs."""
@@ -296,8 +288,8 @@ class Base:
 
 
 def _at_once(pixels: int) -> int:
-    """How many pictures of so many pixels go through the autoencoder at once: its layers are so
-    large that more than four gain nothing, even of small ones."""
+    """How many images of so many pixels go through the autoencoder at once. More than four gain
+    nothing, even of small ones, so large are its layers."""
     return max(1, min(4, BATCH_PIXELS // pixels))
 
 

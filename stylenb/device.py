@@ -1,5 +1,4 @@
-"""The device that really works, the precision that suits it, and what a computation keeps in its
-memory."""
+"""The device that really works, the precision that suits it, and what training keeps there."""
 
 from __future__ import annotations
 
@@ -19,35 +18,23 @@ def device_and_dtype(device=None) -> tuple[torch.device, torch.dtype, str]:
 
     Raises StylenbError if a device is named and does not work.
     """
-    if device is not None:
+    gpus = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there = [kind for kind, is_available in gpus.items() if is_available()] + ["cpu"]
+    failures = ""
+    for candidate in there if device is None else [device]:
         try:
-            wanted = torch.device(device)
+            found = torch.device(candidate)
         except (RuntimeError, TypeError) as error:
             raise StylenbError(f"device must be 'cpu', 'cuda' or 'mps', not {device!r}.") from error
-        dtype, why = _precision(wanted)
-        failure = _probe(wanted, dtype)
-        if failure:
-            raise StylenbError(
-                f"The device {str(wanted)!r} does not work ({failure}): leave device out to use "
-                "the one that does."
-            )
-        return wanted, dtype, why
-    failures = ""
-    for kind, available in (
-        ("cuda", torch.cuda.is_available),
-        ("mps", torch.backends.mps.is_available),
-    ):
-        if not available():
-            continue
-        candidate = torch.device(kind)
-        dtype, why = _precision(candidate)
-        failure = _probe(candidate, dtype)
+        dtype, why = _precision(found)
+        failure = _probe(found, dtype)
         if not failure:
-            return candidate, dtype, why
-        failures += f"; {kind} is there but fails: {failure}"
-    cpu = torch.device("cpu")
-    dtype, why = _precision(cpu)
-    return cpu, dtype, why + failures
+            return found, dtype, why + failures
+        failures += f"; {found} is there but fails: {failure}"
+    raise StylenbError(
+        f"The device {str(found)!r} does not work ({failure}): leave device out to use the one "
+        "that does."
+    )
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -69,14 +56,14 @@ def _precision(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type != "cuda":
         return torch.float32, f"float32 is what {device.type} does best"
     try:
-        capability = torch.cuda.get_device_capability(device)
+        major, minor = torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
     except (RuntimeError, AssertionError):  # no such GPU: the probe says so
         return torch.float32, ""
-    number = ".".join(map(str, capability))
-    if capability >= (8, 0):
-        return torch.bfloat16, f"{name} has bfloat16 in hardware (compute capability {number})"
-    return torch.float16, f"{name} has no bfloat16 in hardware (compute capability {number} < 8.0)"
+    number = f"compute capability {major}.{minor}"
+    if major >= 8:
+        return torch.bfloat16, f"{name} has bfloat16 in hardware ({number})"
+    return torch.float16, f"{name} has no bfloat16 in hardware ({number} < 8.0)"
 
 
 def _probe(device: torch.device, dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ from .errors import StylenbError
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 # For building and testing the course; a hosted notebook brings its own Jupyter, best left alone.
-_WORKSHOP = {"jupyterlab", "ipykernel", "jupytext", "nbconvert", "nbmake", "pytest"}
+_WORKSHOP = set("jupyterlab ipykernel jupytext nbconvert nbmake pytest pytest-xdist".split())
 # Never moved by an installation: the kernel may hold them already, and torch fits the GPU.
 _FIXED = ("torch", "torchvision", "torchaudio", "numpy")
 # Distributions that another one may stand in for, by the module that they provide.
@@ -44,7 +44,8 @@ def install_missing() -> list[str]:
     building and testing the course on Kaggle and Colab. Nothing to do takes no time and no
     network. Raises StylenbError if pip fails.
     """
-    wanted = [line for name, line, state in _requirements() if state and not _skip(name)]
+    left_alone = {name for name in _FIXED if _importable(name)} | (_WORKSHOP if hosted() else set())
+    wanted = [line for name, line, state in _requirements() if state and name not in left_alone]
     if not wanted:
         return []
     with tempfile.TemporaryDirectory() as folder:
@@ -66,24 +67,25 @@ def install_missing() -> list[str]:
 
 def report() -> str:
     """A table of what matters when something does not work, one line each."""
-    rows = [
-        ("Python", f"{platform.python_version()} at {sys.executable}"),
-        (
-            "Platform",
-            f"{hosted() or 'local'}, {platform.platform(terse=True)}, {os.cpu_count()} CPU cores",
-        ),
-    ]
+    machine = f"{platform.platform(terse=True)}, {os.cpu_count()} CPU cores"
+    rows = {
+        "Python": f"{platform.python_version()} at {sys.executable}",
+        "Platform": f"{hosted() or 'local'}, {machine}",
+    }
     for name, line, state in _requirements():
-        rows.append((name, f"{_version(name) or 'missing'}{f'  ({state}: {line})' * bool(state)}"))
-    rows.append(("torch + torchvision", _torch_pair()))
-    rows += _device()
-    rows.append(("Base 'pocket'", _pocket()))
-    rows.append(("Base 'sd15'", _sd15()))
-    styles = sorted(path.stem for path in (weights.DATA / "loras").glob("*.safetensors"))
-    rows.append(("Styles", ", ".join(styles) or f"none in {weights.DATA / 'loras'}"))
-    rows.append(("Free disk here", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        rows[name] = (_version(name) or "missing") + (f"  ({state}: {line})" if state else "")
+    loras = weights.DATA / "loras"
+    styles = ", ".join(sorted(path.stem for path in loras.glob("*.safetensors")))
+    rows |= {
+        "torch + torchvision": _torch_pair(),
+        **_device(),
+        "Base 'pocket'": _pocket(),
+        "Base 'sd15'": _sd15(),
+        "Styles": styles or f"none in {loras}",
+        "Free disk here": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 def _requirements() -> list[tuple[str, str, str]]:
@@ -94,23 +96,16 @@ def _requirements() -> list[tuple[str, str, str]]:
         raise StylenbError(
             f"{REQUIREMENTS} cannot be read: use stylenb from a clone of the whole repository."
         ) from error
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    return [
-        (name := re.split(r"[<>=!~ ;\[]", line)[0], line, _state(name, line))
-        for line in lines
-        if line
-    ]
+    lines = re.findall(r"^([\w-]+)(.*?) *(?:#.*)?$", text, re.MULTILINE)
+    return [(name, name + bound, _state(name, bound)) for name, bound in lines]
 
 
-def _state(name: str, line: str) -> str:
+def _state(name: str, bound: str) -> str:
     version = _version(name)
     if version is None:
-        module = _MODULES.get(name, name)
-        return "" if name in (*_MODULES, *_FIXED) and _importable(module) else "missing"
-    bound = re.search(r">=([\d.]+)", line)
-    if bound and _numbers(version) < _numbers(bound[1]):
-        return "too old"
-    return ""
+        stands_in = name in (*_MODULES, *_FIXED) and _importable(_MODULES.get(name, name))
+        return "" if stands_in else "missing"
+    return "too old" if _numbers(version) < _numbers(bound.removeprefix(">=")) else ""
 
 
 def _version(name: str) -> str | None:
@@ -127,13 +122,9 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    release = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(n) for n in release[0].split(".")) if release else ()
-
-
-def _skip(name: str) -> bool:
-    return (hosted() is not None and name in _WORKSHOP) or (name in _FIXED and _importable(name))
+def _numbers(version: str) -> list[int]:
+    """Of "2.11.0+cpu" [2, 11, 0]."""
+    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]
 
 
 def _torch_pair() -> str:
@@ -149,25 +140,25 @@ def _torch_pair() -> str:
     return "work together"
 
 
-def _device() -> list[tuple[str, str]]:
+def _device() -> dict[str, str]:
     try:
         from .device import device_and_dtype
 
         device, dtype, why = device_and_dtype()
     except Exception as error:
-        return [("Device", f"unknown, torch does not work ({type(error).__name__})")]
-    return [
-        ("Device", f"{device} (it did a small computation)"),
-        ("Precision", f"{str(dtype).removeprefix('torch.')}: {why}"),
-    ]
+        return {"Device": f"unknown, torch does not work ({type(error).__name__})"}
+    return {
+        "Device": f"{device} (it did a small computation)",
+        "Precision": f"{str(dtype).removeprefix('torch.')}: {why}",
+    }
 
 
 def _pocket() -> str:
     folder = weights.DATA / "pocket-sd"
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    if not files:
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    if not size:
         return f"missing at {folder}: clone the whole repository, its data folder included"
-    return f"{folder}, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB"
+    return f"{folder}, {size / 1e6:.1f} MB"
 
 
 def _sd15() -> str:
@@ -176,15 +167,13 @@ def _sd15() -> str:
         origin, folder = found
         return f"{folder}, from {origin}{'' if folder.is_dir() else ': THERE IS NO SUCH FOLDER'}"
     try:
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import try_to_load_from_cache as cached
 
-        cached = try_to_load_from_cache(
-            weights.SD15_HUB_ID, "model_index.json", revision=weights.SD15_REVISION
-        )
+        index = cached(weights.SD15_HUB_ID, "model_index.json", revision=weights.SD15_REVISION)
     except ImportError:
-        cached = None
-    if isinstance(cached, str):
-        return f"{Path(cached).parent}, from the download cache"
+        index = None
+    if isinstance(index, str):
+        return f"{Path(index).parent}, from the download cache"
     return (
         "not here (only needed for SD v1.5): it is downloaded on first use, or attach it as a "
         f"Kaggle input, or set {weights.SD15_VARIABLE} to its folder"

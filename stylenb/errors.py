@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What can be done about an error of the operating system, by its number.
@@ -29,20 +29,12 @@ class StylenbError(ValueError):
     """Something the caller can mend; its text is one sentence that says what to do."""
 
 
-def not_writable(path: Path, error: Exception) -> StylenbError:
-    """The sentence for an error in writing `path`: OSError, or safetensors' own that wraps one."""
-    wrapped = re.search(r"os error (\d+)", str(error))
-    number = int(wrapped[1]) if wrapped else getattr(error, "errno", None)
-    advice = _ADVICE.get(number, f"{error}: choose another folder")
-    return StylenbError(f"'{path}' cannot be written, {advice}.")
-
-
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file, or a folder, under a temporary name; it gets its own name when it is whole.
 
-    Gives the temporary path, which lies beside `path` and has its suffix. So a kill, a full disk or
-    an error leaves what was there before. Folders above it are made.
+    Gives the temporary path, which lies beside `path` and has its suffix; folders above it are
+    made. So a kill, a full disk or an error leaves what was there before.
 
     Raises StylenbError where the operating system refuses.
     """
@@ -53,24 +45,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _remove(temporary)  # left over from a kill
         yield temporary
         if path.is_dir() and temporary.is_dir():  # no system renames onto a folder that holds files
-            _remove(old)
+            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-            temporary.rename(path)
-            _remove(old)
-        else:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         _remove(temporary)
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise not_writable(path, error) from error
-        raise
+        if os.path.isdir(old) and not os.path.exists(path):
+            old.rename(path)
+        if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
+            raise
+        wrapped = re.search(r"os error (\d+)", str(error))  # safetensors tells the number in words
+        number = int(wrapped[1]) if wrapped else getattr(error, "errno", None)
+        advice = _ADVICE.get(number, f"{error}: choose another folder")
+        raise StylenbError(f"'{path}' cannot be written, {advice}.") from error
 
 
 def _remove(path: Path) -> None:
-    try:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError:
-        pass
+    shutil.rmtree(path, ignore_errors=True)  # if it is a folder
+    with suppress(OSError):
+        path.unlink()

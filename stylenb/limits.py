@@ -108,15 +108,15 @@ def _describe(kind: Any) -> str:
 
 
 def _parse(value: Any, kind: Any) -> Any:
-    is_bool = type(value).__name__ in ("bool", "bool_")  # Python's or numpy's
     if get_origin(kind) is Literal or kind in (bool, str):
+        is_bool = type(value).__name__ in ("bool", "bool_")  # Python's or numpy's
         fits = is_bool if kind is bool else isinstance(value, str)
         if not fits or (get_origin(kind) is Literal and value not in get_args(kind)):
             raise ValueError
         return bool(value) if is_bool else value
     number, limits = (int, Within()) if kind is int else get_args(kind)
-    text = str(value)  # of a numpy float32 the decimal number that was rounded to it
+    text = str(value)  # of True not a number; of a float32 the decimal that was rounded to it
     parsed = int(text) if number is int and text.lstrip("-").isdigit() else float(text)
-    if is_bool or parsed not in limits or parsed != number(parsed):  # 20.0 counts as 20
+    if parsed not in limits or parsed != number(parsed):  # 20.0 counts as 20
         raise ValueError
     return number(parsed)

@@ -21,20 +21,14 @@ SD15_REVISION = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 SD15_TEXT_WIDTH = 768  # cross_attention_dim: the width of CLIP ViT-L/14's text encoder
 SD15_SIZES = {  # of its configs, where they differ from the defaults of the classes
     "side": 512,
-    "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": {
         "block_out_channels": (128, 256, 512, 512),
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "layers_per_block": 2,
-        "latent_channels": 4,
     },
-    "text": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    },
+    "text": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
 }
 TAESD_VARIABLE = "STYLENB_TAESD"
 TAESD_HUB_ID = "madebyollin/taesd"
@@ -48,9 +42,9 @@ WEIGHT_FILES = {  # of each part, less their ending
 
 
 def data_file(*parts: str) -> Path:
-    """A file in the data folder. Raises StylenbError when it is not there."""
+    """What lies in the data folder. Raises StylenbError when it is not there."""
     path = DATA.joinpath(*parts)
-    if not path.is_file():
+    if not path.exists():
         raise StylenbError(
             f"{path} is missing: clone the whole repository, its data folder included."
         )
@@ -62,15 +56,25 @@ def find_folder(name_or_path: str | os.PathLike, half: bool) -> Path:
 
     half: whether to download half precision. Raises StylenbError for what is none of these.
     """
+    if name_or_path == "pocket":
+        return data_file("pocket-sd")
     if name_or_path == "sd15":
         return _sd15_folder(half)
-    if name_or_path != "pocket":
-        return _user_folder(name_or_path)
-    folder = DATA / "pocket-sd"
+    try:
+        folder = Path(os.fsdecode(name_or_path)).expanduser()
+    except TypeError as error:
+        raise StylenbError(
+            f"A base is 'pocket', 'sd15' or the path of a folder, not {name_or_path!r}."
+        ) from error
+    if folder.is_file():
+        raise StylenbError(
+            f"'{folder}' is a single file: turn it into a folder once with diffusers' "
+            "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)."
+        )
     if not folder.is_dir():
         raise StylenbError(
-            f"The pocket model is not at {folder}: clone the whole repository, its data "
-            "folder included."
+            f"There is no base '{folder}': choose 'pocket', 'sd15' or the path of a folder in "
+            "the diffusers layout."
         )
     return folder
 
@@ -79,26 +83,11 @@ def find_sd15() -> tuple[str, Path] | None:
     """Where a local Stable Diffusion v1.5 is, without asking the network: (origin, folder)."""
     if os.environ.get(SD15_VARIABLE):
         return f"the environment variable {SD15_VARIABLE}", Path(os.environ[SD15_VARIABLE])
-    attached = _search_kaggle()
-    return None if attached is None else ("an attached Kaggle input", attached)
-
-
-def _search_kaggle() -> Path | None:
-    level = [KAGGLE_INPUT]
-    for _ in range(KAGGLE_DEPTH + 1):
-        below = []
-        for folder in level:
-            if (folder / "model_index.json").is_file():
-                if _text_width(folder) == SD15_TEXT_WIDTH and list(
-                    (folder / "unet").glob("*.safetensors")
-                ):
-                    return folder
-                continue
-            try:
-                below += sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir())
-            except OSError:
-                continue
-        level = below
+    for depth in range(KAGGLE_DEPTH + 1):
+        for index in sorted(KAGGLE_INPUT.glob("*/" * depth + "model_index.json")):
+            safe = any(index.parent.glob("unet/*.safetensors"))
+            if safe and _text_width(index.parent) == SD15_TEXT_WIDTH:
+                return "an attached Kaggle input", index.parent
     return None
 
 
@@ -120,12 +109,11 @@ def _sd15_folder(half: bool) -> Path:
     origin, folder = found
     if not folder.is_dir():
         raise StylenbError(
-            f"{origin[0].upper()}{origin[1:]} names {folder}, which is not a folder: set it to one "
-            "that holds model_index.json."
+            f"{folder}, from {origin}, is not a folder: name one that holds model_index.json."
         )
     if (folder / "unet").is_dir() and _text_width(folder) != SD15_TEXT_WIDTH:
         raise StylenbError(
-            f"{folder} (from {origin}) is not Stable Diffusion v1.5: its unet/config.json does "
+            f"{folder}, from {origin}, is not Stable Diffusion v1.5: its unet/config.json does "
             f"not have cross_attention_dim {SD15_TEXT_WIDTH}, so name another folder."
         )
     return folder
@@ -175,26 +163,6 @@ def load_taesd(device, dtype):
     return lambda latents: tiny.decode(latents).sample
 
 
-def _user_folder(name_or_path) -> Path:
-    try:
-        folder = Path(os.fsdecode(name_or_path)).expanduser()
-    except TypeError as error:
-        raise StylenbError(
-            f"A base is 'pocket', 'sd15' or the path of a folder, not {name_or_path!r}."
-        ) from error
-    if folder.is_file():
-        raise StylenbError(
-            f"'{folder}' is a single file: turn it into a folder once with diffusers' "
-            "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)."
-        )
-    if not folder.is_dir():
-        raise StylenbError(
-            f"There is no base '{folder}': choose 'pocket', 'sd15' or the path of a folder in "
-            "the diffusers layout."
-        )
-    return folder
-
-
 def load_parts(folder: Path, device, dtype) -> dict:
     """The parts of the model in a folder, by name: vae, unet, text_encoder, tokenizer, scheduler.
 
@@ -206,32 +174,25 @@ def load_parts(folder: Path, device, dtype) -> dict:
             f"'{folder}' is not in the diffusers layout (it has no model_index.json): name the "
             "folder that StableDiffusionPipeline.save_pretrained wrote."
         )
-    variants = {part: _weights_variant(folder, part, dtype.itemsize == 2) for part in WEIGHT_FILES}
-    for part, file in (("scheduler", "scheduler_config.json"), ("tokenizer", "")):
-        if not (folder / part / file).exists():
+    for part in (*WEIGHT_FILES, "tokenizer", "scheduler"):
+        if not (folder / part).is_dir():
             raise _incomplete(f"'{folder}' has no {part}")
+    variants = {part: _weights_variant(folder, part, dtype.itemsize == 2) for part in WEIGHT_FILES}
     _check_kind(folder)
 
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     classes = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
-    here = {"local_files_only": True}
+    here, parts = {"local_files_only": True}, {}
     try:
         with _no_progress_bars():
-            parts = {
-                name: one.from_pretrained(
-                    str(folder / name),
-                    use_safetensors=True,
-                    variant=variants[name],
-                    torch_dtype=dtype,
-                    **here,
-                ).to(device)
-                for name, one in classes.items()
-            }
-        parts["tokenizer"] = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), **here)
+            for part, one in classes.items():
+                how = {"variant": variants[part], "torch_dtype": dtype, "use_safetensors": True}
+                parts[part] = one.from_pretrained(folder / part, **how, **here).to(device)
+        parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer", **here)
         # SD's latents go beyond [-1, 1], where DDIM's default would clip them
-        config = DDIMScheduler.load_config(str(folder / "scheduler"))
+        config = DDIMScheduler.load_config(folder / "scheduler")
         parts["scheduler"] = DDIMScheduler.from_config(config, clip_sample=False)
     except Exception as error:
         first = str(error).strip().split("\n")[0]
@@ -265,16 +226,11 @@ def _no_progress_bars():
 def _weights_variant(folder: Path, part: str, half: bool) -> str | None:
     """None or "fp16": which safetensors of a part to read. Raises if there are none."""
     stem = WEIGHT_FILES[part]
-    plain = list((folder / part).glob(f"{stem}*.safetensors"))
-    fp16 = [p for p in plain if ".fp16" in p.name]
-    plain = [p for p in plain if p not in fp16 and "non_ema" not in p.name]
-    if fp16 and (half or not plain):
-        return "fp16"
-    if plain:
-        return None
-    if not (folder / part).is_dir():
-        raise _incomplete(f"'{folder}' has no {part}")
-    if list((folder / part).glob("*.bin")):
+    found = [p.name for p in (folder / part).glob(f"{stem}*.safetensors")]
+    in_half = [".fp16" in name for name in found if "non_ema" not in name]
+    if in_half:
+        return "fp16" if all(in_half) or (half and any(in_half)) else None
+    if any((folder / part).glob("*.bin")):
         raise StylenbError(
             f"'{folder / part}' holds only pickled weights (.bin), which can run any code when "
             "opened: get the safetensors version of the model."

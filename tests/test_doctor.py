@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from stylenb import StylenbError, base, doctor
+from stylenb import StylenbError, doctor, weights
 
 
 @pytest.fixture
@@ -17,11 +17,10 @@ def installed(monkeypatch):
         real = metadata.version
 
         def version(name):
-            if name in versions:
-                if versions[name] is None:
-                    raise metadata.PackageNotFoundError(name)
-                return versions[name]
-            return real(name)
+            found = versions[name] if name in versions else real(name)
+            if found is None:
+                raise metadata.PackageNotFoundError(name)
+            return found
 
         monkeypatch.setattr(doctor.metadata, "version", version)
 
@@ -49,7 +48,7 @@ def test_the_report_says_what_matters():
     assert metadata.version("diffusers") in text
     assert "work together" in text
     assert "GB" in text
-    assert base.SD15_VARIABLE in text  # what to do for SD v1.5
+    assert weights.SD15_VARIABLE in text  # what to do for SD v1.5
     names = [line.split("  ")[0] for line in text.splitlines()]
     assert len(set(names)) == len(names)
 
@@ -64,13 +63,9 @@ def test_the_report_names_missing_and_old_packages(installed):
 
 def test_the_report_works_with_nothing_installed():
     """In an interpreter that sees no site-packages at all."""
-    code = "from stylenb import doctor; print(doctor.report())"
-    done = subprocess.run(
-        [sys.executable, "-S", "-E", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=doctor.REQUIREMENTS.parent,
-    )
+    bare = [sys.executable, "-S", "-E", "-c", "from stylenb import doctor; print(doctor.report())"]
+    folder = doctor.REQUIREMENTS.parent
+    done = subprocess.run(bare, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "missing" in done.stdout and "torch does not work" in done.stdout
 
@@ -113,15 +108,13 @@ def test_a_torch_that_imports_is_never_named(installed, pip):
 
 def test_a_hosted_notebook_keeps_its_own_jupyter_and_opencv(installed, pip, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    installed(**{"jupyterlab": None, "nbmake": None, "opencv-python-headless": None})
-    assert doctor.hosted() == "Kaggle"
-    assert doctor.install_missing() == []
+    workshop = "jupyterlab ipykernel jupytext nbconvert nbmake pytest pytest-xdist".split()
+    installed(**dict.fromkeys([*workshop, "opencv-python-headless"]))
+    assert doctor.hosted() == "Kaggle" and doctor.install_missing() == []
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    assert doctor.hosted() is None and len(doctor.install_missing()) == len(workshop)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    assert doctor.hosted() == "Colab"
-    assert doctor.install_missing() == []
-    monkeypatch.delenv("COLAB_RELEASE_TAG")
-    assert len(doctor.install_missing()) == 2
+    assert doctor.hosted() == "Colab" and doctor.install_missing() == []
 
 
 def test_pip_without_network_is_one_sentence(installed, pip):
