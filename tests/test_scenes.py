@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stylenb.pocket import data
-from stylenb.pocket.scenes import TINTS, WALLS, draw_scene
+from stylenb.pocket.palettes import TINTS, WALLS
+from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.shapes import dead_leaves
 from stylenb.pocket.styles import STYLES, apply_style
 
