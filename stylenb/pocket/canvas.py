@@ -30,8 +30,8 @@ def to_image(array: np.ndarray) -> Image.Image:
 
 def average_down(planes: np.ndarray, size: int) -> Image.Image:
     """Floats (3, N, N) in 0..1 -> RGB picture of size x size pixels."""
-    array = cv2.resize(planes.transpose(1, 2, 0), (size, size), interpolation=cv2.INTER_AREA)
-    return to_image(array)
+    array = planes.transpose(1, 2, 0)
+    return to_image(cv2.resize(array, (size, size), interpolation=cv2.INTER_AREA))
 
 
 def fill_polygons(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
@@ -121,9 +121,8 @@ class Canvas:
             ax, ay, bx, by = axis
             dx, dy = bx - ax, by - ay
             length = dx * dx + dy * dy
-            along = (self.axis[None, x0:x1] - ax) * np.float32(dx / length) + (
-                self.axis[y0:y1, None] - ay
-            ) * np.float32(dy / length)
+            right, down = self.axis[None, x0:x1] - ax, self.axis[y0:y1, None] - ay
+            along = right * np.float32(dx / length) + down * np.float32(dy / length)
             colour = colour + (to[:, None, None] - colour) * np.clip(along, 0, 1)
         view = self.pixels[:, y0:y1, x0:x1]
         view += cover * (colour - view)

@@ -90,10 +90,9 @@ def write_caption(dice: Dice, facts: dict) -> str:
         clauses.append(dice.pick(["a path", "a winding path"]))
     if facts["lit_windows"]:
         clauses.append(dice.pick(["lit windows", "glowing windows"]))
-    if facts["clouds"]:
-        clauses.append("clouds")
-    if facts["northern_lights"]:
-        clauses.append("northern lights")
+    for thing in ("clouds", "northern_lights"):
+        if facts[thing]:
+            clauses.append(thing.replace("_", " "))
     for thing in ("stars", "mist"):
         if facts[thing] and dice.chance(0.7):
             clauses.append(thing)

@@ -112,14 +112,8 @@ def draw_snowcap(canvas, dice, plan, x, base, height, half, shoulder, depth, lab
     width = half * share * (0.95 if share < shoulder else 0.85)
     width = min(width, half * shoulder * 0.8 / shoulder * share)
     y = base - height * (1 - share)
-    teeth = [
-        (x + width, y),
-        (x + width * 0.5, y - height * 0.06),
-        (x + width * 0.2, y + height * 0.06),
-        (x - width * 0.2, y - height * 0.05),
-        (x - width * 0.55, y + height * 0.05),
-        (x - width, y),
-    ]
+    edge = ((1, 0), (0.5, -0.06), (0.2, 0.06), (-0.2, -0.05), (-0.55, 0.05), (-1, 0))
+    teeth = [(x + width * across, y + height * down) for across, down in edge]
     white = plan.tone(rgb("fdfdff"), depth * 0.5, 0.25)
     grey = plan.tone(rgb("b9c8de"), depth * 0.6, 0.15)
     canvas.fill(np.array([apex, *teeth]), white, label=label)

@@ -14,44 +14,26 @@ def mix(a, b, t: float):
 
 
 BLACK, WHITE = rgb("000000"), rgb("ffffff")
-# Sky colours: zenith, middle, horizon.
-SKIES = {
+SKIES = {  # three colours each: zenith, middle, horizon
     "dawn": [
-        "5a79b8 e9a6a6 ffe0b0",
-        "7c6fb0 f0a9b8 ffd9c0",
-        "4f8fa8 f5c9a0 fff0c8",
-        "93acd8 f4c7cf fbe8d3",
-        "6fb5b0 f2d5b0 fff1cf",
-        "496a9c c98fae ffc9a3",
+        "5a79b8 e9a6a6 ffe0b0", "7c6fb0 f0a9b8 ffd9c0", "4f8fa8 f5c9a0 fff0c8",
+        "93acd8 f4c7cf fbe8d3", "6fb5b0 f2d5b0 fff1cf", "496a9c c98fae ffc9a3",
     ],
     "day": [
-        "3f8fd2 86c0ea dff0f5",
-        "2f9fb8 86cfd0 f1efd8",
-        "6db3e6 a9d6f0 fdf3dc",
-        "1f66b0 5fa3dc cfe6ef",
-        "6faac0 bcd6cc f7e2b5",
-        "8f9fd6 bcc3e8 f3e6ee",
-        "4aa3a0 9fd8c6 f4f1d6",
-        "5596d8 9cc6f0 ffe9dc",
+        "3f8fd2 86c0ea dff0f5", "2f9fb8 86cfd0 f1efd8", "6db3e6 a9d6f0 fdf3dc",
+        "1f66b0 5fa3dc cfe6ef", "6faac0 bcd6cc f7e2b5", "8f9fd6 bcc3e8 f3e6ee",
+        "4aa3a0 9fd8c6 f4f1d6", "5596d8 9cc6f0 ffe9dc",
     ],
     "dusk": [
-        "2d2f6b b0487a ffab5c",
-        "3b2a5e d9534f ffc15e",
-        "1f4a74 e07a5f ffd28a",
-        "51306e c75b93 ffb199",
-        "6b2737 e2583e ffd166",
-        "22425c 8a6f9c f7b69a",
+        "2d2f6b b0487a ffab5c", "3b2a5e d9534f ffc15e", "1f4a74 e07a5f ffd28a",
+        "51306e c75b93 ffb199", "6b2737 e2583e ffd166", "22425c 8a6f9c f7b69a",
         "1d3557 6d5a8c ff8e72",
     ],
     "night": [
-        "0b1540 1c3370 3f639e",
-        "07182b 123a5a 2f7088",
-        "140f3a 34246b 6a4c93",
-        "0a1f2e 17434c 3b7a70",
-        "101326 262c4a 52597d",
-        "1a1030 45235a 8a4a7a",
+        "0b1540 1c3370 3f639e", "07182b 123a5a 2f7088", "140f3a 34246b 6a4c93",
+        "0a1f2e 17434c 3b7a70", "101326 262c4a 52597d", "1a1030 45235a 8a4a7a",
     ],
-}
+}  # fmt: skip
 OVERCAST = {
     "dawn": ["8c93a8 c3b4bb ead3c5", "9aa3a5 c4c2b8 e6dcc6"],
     "day": ["8e9aa6 b4bdc4 d9dcda", "7f8b92 a9afae d5d2c6", "78869c a3b0c2 cfd6df"],

@@ -78,6 +78,11 @@ class Plan:
         tint = self.tint + (1 - self.tint) * np.float32(keep)
         return mix(colour * tint, self.haze, depth)
 
+    def shades(self, colour, lighter, darker, depth, keep=0.0):
+        """Its tones in the light (mixed with `lighter` of it) and in the shade (times `darker`)."""
+        bright = self.tone(mix(colour, self.light, lighter), depth, keep)
+        return bright, self.tone(colour * darker, depth, keep)
+
     def light_side(self, x: float) -> float:
         """-1 if the light comes from the left of x, 1 if from the right."""
         return 1.0 if self.sun_x > x else -1.0

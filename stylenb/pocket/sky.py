@@ -119,13 +119,7 @@ def draw_stratus(canvas, dice, plan, count, alpha):
         if plan.overcast:
             colour = mix(plan.sky[i % 3], WHITE if plan.time == "day" else plan.sky[2], 0.3)
         width = dice.between(28, 60)
-        bars = [
-            ellipse(x, y, width, dice.between(3, 5.5)),
-            ellipse(
-                x + dice.between(-25, 25),
-                y + dice.between(2, 4),
-                width * 0.6,
-                dice.between(2.5, 4),
-            ),
-        ]
-        canvas.add("cloud", bars, colour, alpha=alpha, blur=1.8)
+        long = ellipse(x, y, width, dice.between(3, 5.5))
+        x, y = x + dice.between(-25, 25), y + dice.between(2, 4)
+        short = ellipse(x, y, width * 0.6, dice.between(2.5, 4))
+        canvas.add("cloud", [long, short], colour, alpha=alpha, blur=1.8)

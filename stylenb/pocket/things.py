@@ -4,19 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stylenb.pocket import palettes
 from stylenb.pocket.canvas import Canvas, box, ellipse
-from stylenb.pocket.palettes import (
-    BLACK,
-    CONIFERS,
-    HULLS,
-    LEAVES,
-    ROOFS,
-    SAILS,
-    WALLS,
-    WHITE,
-    mix,
-    rgb,
-)
+from stylenb.pocket.palettes import BLACK, WHITE, mix, rgb
 from stylenb.pocket.plan import Dice, Plan
 
 
@@ -32,9 +22,8 @@ def draw_shadow(canvas: Canvas, plan: Plan, x, y, half):
 def draw_conifer(canvas: Canvas, dice: Dice, plan: Plan, x, y, height):
     depth, lit = plan.depth_at(y), plan.light_side(x)
     half = height * dice.between(0.22, 0.3)
-    green = dice.hue(CONIFERS)
-    bright = plan.tone(mix(green, plan.light, 0.2), depth)
-    dark = plan.tone(green * 0.62, depth)
+    green = dice.hue(palettes.CONIFERS)
+    bright, dark = plan.shades(green, 0.2, 0.62, depth)
     if plan.ground == "snow":
         bright = plan.tone(mix(green, WHITE, 0.5), depth, 0.25)
     draw_shadow(canvas, plan, x, y, half)
@@ -51,9 +40,8 @@ def draw_conifer(canvas: Canvas, dice: Dice, plan: Plan, x, y, height):
 
 def draw_broadleaf(canvas, dice, plan, x, y, height):
     depth, lit = plan.depth_at(y), plan.light_side(x)
-    leaf = dice.hue(LEAVES[plan.leaves])
-    bright = plan.tone(mix(leaf, plan.light, 0.28), depth)
-    dark = plan.tone(leaf * 0.62, depth)
+    leaf = dice.hue(palettes.LEAVES[plan.leaves])
+    bright, dark = plan.shades(leaf, 0.28, 0.62, depth)
     r = height * dice.between(0.27, 0.34)
     draw_shadow(canvas, plan, x, y, r)
     stem, fork = max(1.4, height * 0.055), y - height * 0.6
@@ -80,8 +68,12 @@ def draw_tree(canvas, dice, plan, x, y, height):
         draw_broadleaf(canvas, dice, plan, x, y, height * 0.9)
 
 
-def draw_trees(canvas, dice, plan, foot, count, height, spread=6.0):
-    """Trees in a few clumps, each up to `spread` below y = foot(x), the far ones first."""
+def draw_trees(canvas, dice, plan, foot, counts, heights, spread):
+    """Trees in a few clumps, each up to `spread` below y = foot(x), the far ones first.
+
+    counts and heights are ranges (least, below) of their number and of how tall they are.
+    """
+    count, height = int(dice.between(*counts)), dice.between(*heights)
     clumps = [dice.between(4, 124) for _ in range(max(1, count // 4))]
     spots = []
     for _ in range(count):
@@ -96,13 +88,13 @@ def draw_trees(canvas, dice, plan, foot, count, height, spread=6.0):
 
 def draw_near_trees(canvas, dice, plan, low):
     """One or two large trees at a side, close to the viewer, that frame the view."""
-    edge = dice.pick([0, 1])
-    x = dice.between(4, 20) if edge == 0 else dice.between(108, 124)
+    left = dice.pick([True, False])
+    x = dice.between(4, 20) if left else dice.between(108, 124)
     for i in range(int(dice.between(1, 2.99))):
         y = low + dice.between(4, 14) + 5 * i
         if not canvas.blocked(x, y, 8):
             draw_tree(canvas, dice, plan, x, y, dice.between(42, 62) - 8 * i)
-        x += (1 if edge == 0 else -1) * dice.between(12, 18)
+        x += (1 if left else -1) * dice.between(12, 18)
 
 
 def draw_forest(canvas, dice, plan, y, height):
@@ -114,7 +106,7 @@ def draw_forest(canvas, dice, plan, y, height):
         points += [(x, y - h * 0.25), (x + w / 2, y - h)]
         x += w
     points += [(x, y - height * 0.25), (x, y + 2)]
-    green = plan.tone(dice.hue(CONIFERS), plan.depth_at(y) + 0.1)
+    green = plan.tone(dice.hue(palettes.CONIFERS), plan.depth_at(y) + 0.1)
     fade = (0, y - height, 0, y + 2)
     canvas.add("forest", np.array(points), green, mix(green, plan.haze, 0.35), fade)
 
@@ -126,7 +118,7 @@ def draw_bushes(canvas, dice, plan, foot, spread):
         y = foot(x) + dice.between(0, spread)
         if canvas.blocked(x, y, r * 1.8):
             continue
-        leaf = dice.hue(LEAVES["green" if plan.leaves == "blossom" else plan.leaves])
+        leaf = dice.hue(palettes.LEAVES["green" if plan.leaves == "blossom" else plan.leaves])
         if plan.ground == "snow":
             leaf = dice.hue("dfe6ee")
         depth, lit = plan.depth_at(y), plan.light_side(x)
@@ -135,9 +127,8 @@ def draw_bushes(canvas, dice, plan, foot, spread):
             ellipse(x + dx * r, y - r * h, r * h * 1.15, r * h)
             for dx, h in ((0, 0.9), (-1.05, 0.62), (1.0, 0.68))
         ]
-        bright = plan.tone(mix(leaf, plan.light, 0.15), depth)
         fade = (x + lit * r, y - 1.5 * r, x - lit * r, y)
-        canvas.fill(puffs, bright, plan.tone(leaf * 0.62, depth), fade)
+        canvas.fill(puffs, *plan.shades(leaf, 0.15, 0.62, depth), fade)
 
 
 def draw_flowers(canvas, dice, plan, top):
@@ -178,9 +169,9 @@ class House:
 
 def draw_house(canvas, dice, plan, x, y, width) -> float:
     """Returns x of its door."""
-    colour = dice.pick(WALLS, [3, 3, 2, 1.5, 1.3, 1, 1.2, 0.7])
-    wall = dice.hue(WALLS[colour])
-    roof = dice.hue(ROOFS)
+    colour = dice.pick(palettes.WALLS, [3, 3, 2, 1.5, 1.3, 1, 1.2, 0.7])
+    wall = dice.hue(palettes.WALLS[colour])
+    roof = dice.hue(palettes.ROOFS)
     if plan.ground == "snow":
         roof = rgb("eef2f8")
     lit_windows = plan.time == "night" or (plan.time == "dusk" and dice.chance(0.7))
@@ -204,8 +195,7 @@ def draw_house(canvas, dice, plan, x, y, width) -> float:
 
 def draw_walls(canvas, plan, house, wall, label):
     front, high, gable = house.front, house.high, house.gable
-    bright = plan.tone(mix(wall, plan.light, 0.12), house.depth, 0.25)
-    dark = plan.tone(wall * 0.76, house.depth, 0.25)
+    bright, dark = plan.shades(wall, 0.12, 0.76, house.depth, 0.25)
     if plan.light_side(house.x) * house.turn > 0:  # the light falls on the side
         bright, dark = dark, bright
     face = [(0, 0), (front, 0), (front, high), (front / 2, high + gable), (0, high)]
@@ -218,25 +208,21 @@ def draw_walls(canvas, plan, house, wall, label):
 def draw_roof(canvas, plan, house, roof, label):
     """The slope above the long side, and the edge of the other slope along the gable."""
     front, high, width = house.front, house.high, house.width
-    ridge = front / 2, front / 2 + (width - front)
+    start, end = front / 2, front / 2 + (width - front)  # of the ridge
     eave, edge = width * 0.05, max(1.3, width * 0.06)
-    top = high + house.gable
-    slope = [
-        (ridge[0], top + eave * 0.6),
-        (ridge[1], top + eave * 0.6),
-        (width + eave, high - eave),
-        (front + eave, high - eave),
-    ]
-    lit = plan.tone(mix(roof, plan.light, 0.15), house.depth, 0.25)
+    top, low = high + house.gable, high - eave
+    ridge = top + eave * 0.6
+    slope = [(start, ridge), (end, ridge), (width + eave, low), (front + eave, low)]
+    lit, dark = plan.shades(roof, 0.15, 0.72, house.depth, 0.25)
     fade = (house.x, house.y - high - house.gable, house.x, house.y - high)
     canvas.fill(house.at(slope), lit, lit * 0.84, fade, label=label)
     rim = [
-        (front / 2, top + eave),
-        (front / 2, top - edge * 1.2),
+        (start, top + eave),
+        (start, top - edge * 1.2),
         (-eave, high - eave * 1.2 - edge * 0.4),
-        (-eave, high - eave + edge),
+        (-eave, low + edge),
     ]
-    canvas.fill(house.at(rim), plan.tone(roof * 0.72, house.depth, 0.25), label=label)
+    canvas.fill(house.at(rim), dark, label=label)
 
 
 def draw_door_and_windows(canvas, plan, house, lit_windows, label):
@@ -266,9 +252,8 @@ def draw_lighthouse(canvas, dice, plan, x, y, height):
             w0, w1 = (low + (high - low) * t + grow for t in (start, end))
             top, foot = y - height * end, y - height * start
             shape = np.array([(x - w1, top), (x + w1, top), (x + w0, foot), (x - w0, foot)])
-            bright = plan.tone(mix(colour, plan.light, 0.1), 0, 0.25)
             fade = (x + lit * low, 0, x - lit * low, 0)
-            canvas.fill(shape, bright, plan.tone(colour * 0.66, 0, 0.25), fade, label=label)
+            canvas.fill(shape, *plan.shades(colour, 0.1, 0.66, 0, 0.25), fade, label=label)
         wide, foot = high * 1.15, y - height * 0.895
         cap = np.array([(x - wide, foot), (x, y - height), (x + wide, foot)])
         canvas.fill(cap, plan.tone(paint * 0.8, 0, 0.2), label=label)
@@ -285,26 +270,19 @@ def draw_boat(canvas, dice, plan, x, y, width):
     """A sailing or rowing boat and its mirror image in the water."""
     depth = plan.depth_at(y) * 0.7
     kind = dice.pick(["sailing", "rowing"])
-    colour = dice.pick(HULLS)
-    hull = plan.tone(dice.hue(HULLS[colour]), depth, 0.25)
+    colour = dice.pick(palettes.HULLS)
+    hull = plan.tone(dice.hue(palettes.HULLS[colour]), depth, 0.25)
     turn = dice.pick([-1, 1])
     high = width * 0.2
     shape = np.array([(-0.5, 1.0), (0.54, 1.15), (0.36, 0.0), (-0.38, 0.0)]) * (width, high)
     parts = [(shape, hull, hull * 0.75)]  # seen from the foot of the boat, upwards
     if kind == "sailing":
-        colour = dice.pick(SAILS, [4, 2, 1, 1, 1])
-        sail = plan.tone(dice.hue(SAILS[colour]), depth, 0.45)
+        colour = dice.pick(palettes.SAILS, [4, 2, 1, 1, 1])
+        sail = plan.tone(dice.hue(palettes.SAILS[colour]), depth, 0.45)
         tall = width * dice.between(1.0, 1.25)
-        large = [
-            (-0.03 * width, tall + high),
-            (-0.03 * width, high * 1.25),
-            (-0.46 * width, high * 1.35),
-        ]
-        small = [
-            (0.04 * width, tall * 0.86 + high),
-            (0.46 * width, high * 1.5),
-            (0.04 * width, high * 1.25),
-        ]
+        left, right = -0.03 * width, 0.04 * width  # of the mast
+        large = [(left, tall + high), (left, high * 1.25), (-0.46 * width, high * 1.35)]
+        small = [(right, tall * 0.86 + high), (0.46 * width, high * 1.5), (right, high * 1.25)]
         parts.append((np.array(large), sail, sail * 0.86))
         parts.append((np.array(small), mix(sail, BLACK, 0.12), sail * 0.9))
     else:
@@ -324,6 +302,6 @@ def draw_boats(canvas, dice, plan, top, bottom, weights=(0.4, 0.42, 0.18)):
     count = dice.pick([0, 1, 2], weights)
     xs = dice.rng.permutation([dice.between(16, 50), dice.between(78, 112)])
     ys = np.sort(dice.rng.uniform(top + 5, max(top + 6, bottom - 4), 2))
-    for x, y in list(zip(xs, ys, strict=True))[:count]:
+    for x, y in zip(xs[:count], ys[:count], strict=True):
         scale = float(np.clip((y - plan.horizon) / 45, 0, 1))
         draw_boat(canvas, dice, plan, x, y, 13 + 14 * scale)
