@@ -1,1 +1,1 @@
-"""The pocket world: scenes, shapes and styles drawn by code, and the model trained on them."""
+"""The pocket world: scenes, shapes and styles drawn by code, and the mix to train a model on."""

@@ -48,9 +48,7 @@ class Example:
     kind: str  # "scene", "photo" or "shapes"
 
 
-@cache
-def _photo(name: str) -> Image.Image:
-    return sample_photo(name)
+_photo = cache(sample_photo)
 
 
 def photo_crop(seed: int, size: int = SIZE) -> tuple[Image.Image, str]:
@@ -64,16 +62,15 @@ def photo_crop(seed: int, size: int = SIZE) -> tuple[Image.Image, str]:
     name = SAMPLE_PHOTOS[random.integers(len(SAMPLE_PHOTOS))]
     photo = _photo(name)
     caption = PHOTO_CAPTIONS.get(name, "a thing")
-    short = min(photo.size)
-    if random.random() < 0.2:
-        left, top, side = (photo.width - short) // 2, (photo.height - short) // 2, short
-        return photo.resize(
-            (size, size), Image.LANCZOS, (left, top, left + side, top + side)
-        ), caption
-    side = int(short * 0.25 ** random.random())
-    left = int(random.integers(photo.width - side + 1))
-    top = int(random.integers(photo.height - side + 1))
+    plain, side = random.random() < 0.2, min(photo.size)
+    if plain:
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+    else:
+        side = int(side * 0.25 ** random.random())
+        left, top = (int(random.integers(n - side + 1)) for n in photo.size)
     crop = photo.resize((size, size), Image.LANCZOS, (left, top, left + side, top + side))
+    if plain:
+        return crop, caption
     if random.random() < 0.5:
         crop = crop.transpose(Image.FLIP_LEFT_RIGHT)
     if random.random() < 0.6:
@@ -111,18 +108,8 @@ def example(seed: int, styles: tuple[str, ...] = KNOWN, photo_share: float = 0.2
     return Example(apply_style(style, picture, seed), f"{PHRASES[style]} {caption}", style, kind)
 
 
-def _render(seed: int, styles: tuple[str, ...], photo_share: float):
-    e = example(seed, styles, photo_share)
-    return np.asarray(e.picture), e.caption, e.style, e.kind
-
-
 def render_set(
-    folder: Path,
-    name: str,
-    count: int,
-    first_seed: int,
-    styles: tuple[str, ...],
-    photo_share: float,
+    folder: Path, name: str, count: int, first_seed: int, styles: tuple, photo_share: float
 ) -> tuple[np.ndarray, list[dict]]:
     """Draw `count` examples once and keep them in `folder`; later calls read them back.
 
@@ -134,14 +121,12 @@ def render_set(
         print(f"drawing {count} pictures for {name} ...", flush=True)
         pictures = np.empty((count, SIZE, SIZE, 3), np.uint8)
         facts = []
-        draw = partial(_render, styles=styles, photo_share=photo_share)
+        draw = partial(example, styles=styles, photo_share=photo_share)
+        seeds = range(first_seed, first_seed + count)
         with ProcessPoolExecutor(os.cpu_count()) as pool:
-            seeds = range(first_seed, first_seed + count)
-            for i, (picture, caption, style, kind) in enumerate(
-                pool.map(draw, seeds, chunksize=64)
-            ):
-                pictures[i] = picture
-                facts.append({"caption": caption, "style": style, "kind": kind})
+            for i, e in enumerate(pool.map(draw, seeds, chunksize=64)):
+                pictures[i] = np.asarray(e.picture)
+                facts.append({"caption": e.caption, "style": e.style, "kind": e.kind})
         np.save(pictures_file, pictures)
         facts_file.write_text(json.dumps(facts))
     return np.load(pictures_file), json.loads(facts_file.read_text())
