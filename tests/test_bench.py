@@ -12,7 +12,8 @@ import transformers
 from PIL import ImageOps
 
 import stylenb
-from stylenb import StylenbError, bench, scores, training
+from data import bench
+from stylenb import StylenbError, scores, training
 from stylenb.baselines import BASELINES, Baseline
 from stylenb.lora import adapters, add_lora, save_lora
 from stylenb.pocket.data import TEST_SEEDS
@@ -397,7 +398,7 @@ def test_tables_are_recorded_in_their_places(tmp_path, monkeypatch, capsys):
     bench.main(["--record"])  # all of them
     first = card.read_text()
     assert first.startswith("# Benchmark\n") and first.count("\n## Title") == 2
-    assert "one 2" in first and "two 3" in first and "`python -m stylenb.bench two` on" in first
+    assert "one 2" in first and "two 3" in first and "`python data/bench.py two` on" in first
     bench.main(["one", "--record"])
     second = card.read_text()
     assert "one 4" in second and "one 2" not in second and "two 3" in second

@@ -1,6 +1,6 @@
 """The shipped model, judge, perceptual network and LoRAs, each on a small sample.
 
-`python -m stylenb.pocket.quality` measures the same on larger ones and records it in the model
+`python data/quality.py` measures the same on larger ones and records it in the model
 card; the floors below are the model card's aims less what a small sample may miss them by.
 """
 
@@ -16,13 +16,13 @@ from diffusers import DDPMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from PIL import Image
 from safetensors.torch import load_file
 
+from data import quality
+from data.pretrain import RARE_TOKEN
 from stylenb import available_styles, judge, lpips_distance, sample_photo, stylize, to_tensor
 from stylenb.base import DATA
 from stylenb.lora import about_lora
 from stylenb.photos import SAMPLE_PHOTOS
-from stylenb.pocket import quality
 from stylenb.pocket.data import TEST_SEEDS
-from stylenb.pocket.pretrain import RARE_TOKEN
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, KNOWN, STYLES
 from stylenb.scores import load_judge, psnr, style_probabilities

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import stylenb
+from data import pretrain
 from stylenb import load, losses, scores
-from stylenb.pocket import pretrain
 from stylenb.pocket.styles import KNOWN, STYLES
 
 STAGES = ("vae", "text-unet", "perceptual", "judge")
@@ -101,7 +101,7 @@ def test_the_story_of_each_stage_is_kept(trained):
     story = json.loads((trained / "data/training.json").read_text())
     assert set(story) == set(STAGES)
     for stage, told in story.items():
-        assert told["command"] == f"python -m stylenb.pocket.pretrain {stage} --steps 2"
+        assert told["command"] == f"python data/pretrain.py {stage} --steps 2"
         assert (told["steps"], told["batch_size"]) == (2, 2)
         assert told["hardware"] and isinstance(told["log"], list)
 

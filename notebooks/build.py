@@ -1,7 +1,8 @@
 """Build and check the two editions of every lesson.
 
-    python -m stylenb.authoring build [NAME ...] [--again]
-    python -m stylenb.authoring check [NAME ...]
+    python notebooks/build.py [NAME ...]           build what has changed, then check
+    python notebooks/build.py [NAME ...] --again   run every cell, even where no code changed
+    python notebooks/build.py [NAME ...] --check   only say what is wrong
 
 ``notebooks/src/NN_name.py`` (jupytext, py:percent) is the only file edited by hand. From it come
 
@@ -25,10 +26,13 @@ import re
 import sys
 from pathlib import Path
 
-from .errors import StylenbError
+# As a script it finds the package, and what lies beside it, from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from stylenb.errors import StylenbError
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 600_000  # bytes in one learner's notebook, outputs and all
+LIMIT = 900_000  # bytes in one learner's notebook, outputs and all
 PICTURES = ("image/png", "image/jpeg")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root|work|home|tmp|Users)/[\w.-]+")
 EDITIONS = {"learner": ("solution", "instructor"), "teacher": ("exercise",)}  # the tags left out
@@ -266,7 +270,7 @@ def make_index(root: Path = ROOT) -> str:
             "[solutions](solutions).",
             "",
             "Both editions and this page are made from [src](src): change a lesson there, then run "
-            "`python -m stylenb.authoring build`.",
+            "`python notebooks/build.py`.",
             "",
         ]
     )
@@ -355,18 +359,19 @@ def _chosen(names: list[str] | None, root: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m stylenb.authoring", description=__doc__.split("\n")[0]
+        "python notebooks/build.py", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("action", choices=("build", "check"))
     parser.add_argument(
         "names", nargs="*", help="lessons, such as 01 or 01_vae_latent_space; default all"
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--again", action="store_true", help="run every cell even where no code changed"
     )
+    how.add_argument("--check", action="store_true", help="build nothing, say what is wrong")
     options = parser.parse_args(arguments)
     try:
-        if options.action == "build":
+        if not options.check:
             for path in build(options.names, again=options.again):
                 print(f"wrote {path.relative_to(ROOT).as_posix()}")
         faults = check(options.names)

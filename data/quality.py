@@ -1,18 +1,22 @@
 """Measure the pocket model on seeds that no network was trained on.
 
-`python -m stylenb.pocket.quality` prints the table; with `--record` it is also written into the
+`python data/quality.py` prints the table; with `--record` it is also written into the
 model card, data/README.md, and sheets of pictures are put beside it.
 """
 
 import argparse
 import hashlib
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
+
+# As a script it finds the package, and what lies beside it, from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from stylenb.base import DATA, Base, load
 from stylenb.inference import stylize
@@ -220,7 +224,7 @@ def world_sheet() -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.pocket.quality",
+        prog="python data/quality.py",
         description="Measure the pocket model on pictures that it was not trained on.",
     )
     parser.add_argument(

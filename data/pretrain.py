@@ -1,4 +1,4 @@
-"""Train the pocket model from nothing: `python -m stylenb.pocket.pretrain STAGE`.
+"""Train the pocket model from nothing: `python data/pretrain.py STAGE`.
 
 Stages, in the order in which they need each other:
 
@@ -35,6 +35,9 @@ from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+
+# As a script it finds the package, and what lies beside it, from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from stylenb.base import DATA, autocast, autocast_dtype
 from stylenb.pocket import data
@@ -181,9 +184,9 @@ def record(stage: str, state: dict, args, device: torch.device) -> None:
     )
     log = state["log"]
     story[stage] = {
-        "command": f"python -m stylenb.pocket.pretrain {stage} --minutes {args.minutes:g}"
+        "command": f"python data/pretrain.py {stage} --minutes {args.minutes:g}"
         if args.minutes
-        else f"python -m stylenb.pocket.pretrain {stage} --steps {args.steps}",
+        else f"python data/pretrain.py {stage} --steps {args.steps}",
         "commit": git.stdout.strip(),
         "steps": state["step"],
         "batch_size": args.batch_size,
@@ -638,7 +641,7 @@ STAGES = {  # stage: (function, batch size, default minutes on two CPU cores)
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.pocket.pretrain",
+        prog="python data/pretrain.py",
         description=__doc__,
         epilog="Default minutes on two CPU cores: "
         + ", ".join(f"{name} {minutes}" for name, (_, _, minutes) in STAGES.items())

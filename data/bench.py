@@ -4,7 +4,7 @@
 whose true rendering is known; `pareto` asks whether the default strength and scale are a sensible
 choice; `inference` puts `stylize` beside the pipeline of diffusers. `styles` trains every held-out
 style afresh and scores it; `speed`, `sd15` and `memory` put the training pipeline beside the loop
-that most public scripts use. `python -m stylenb.bench NAME ...` runs some of them, without a name
+that most public scripts use. `python data/bench.py NAME ...` runs some of them, without a name
 all; with `--record` the tables are written into data/benchmark.md. Times are of this machine and
 noisy: what to look at are the ratios, which are taken side by side.
 """
@@ -28,18 +28,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .base import DATA, SOLVER_STEPS, Base, autocast, autocast_dtype, load
-from .baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
-from .errors import StylenbError
-from .inference import stylize, stylize_folder
-from .lora import add_lora, available_styles, remove_lora
-from .losses import noise_loss
-from .photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
-from .pocket import pretrain
-from .pocket.data import TEST_SEEDS
-from .pocket.scenes import draw_scene
-from .pocket.styles import HELD_OUT, apply_style
-from .scores import (
+# As a script it finds the package, and what lies beside it, from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import pretrain
+from stylenb.base import DATA, SOLVER_STEPS, Base, autocast, autocast_dtype, load
+from stylenb.baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
+from stylenb.errors import StylenbError
+from stylenb.inference import stylize, stylize_folder
+from stylenb.lora import add_lora, available_styles, remove_lora
+from stylenb.losses import noise_loss
+from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
+from stylenb.pocket.data import TEST_SEEDS
+from stylenb.pocket.scenes import draw_scene
+from stylenb.pocket.styles import HELD_OUT, apply_style
+from stylenb.scores import (
     at_equal_content,
     edge_agreement,
     interval,
@@ -53,7 +56,7 @@ from .scores import (
     truth_distance,
     with_error,
 )
-from .training import Settings, train_style
+from stylenb.training import Settings, train_style
 
 SCENES = 32
 DISTANCES = {
@@ -94,7 +97,7 @@ def shipped_loras() -> dict[str, Path]:
     found = {name: file for name, file in available_styles().items() if name in HELD_OUT}
     if not found:
         raise StylenbError(
-            "data/loras holds no LoRA to measure: run `python -m stylenb.pocket.pretrain loras`."
+            "data/loras holds no LoRA to measure: run `python data/pretrain.py loras`."
         )
     return found
 
@@ -636,7 +639,7 @@ def peak_resident_memory() -> float:
 def peak_of(name: str, base: str | Path) -> float:
     """The peak memory in MB of a configuration, in a process of its own, since a peak never
     falls."""
-    command = [sys.executable, "-m", "stylenb.bench", "peak"]
+    command = [sys.executable, __file__, "peak"]
     command += ["--configuration", name, "--base", str(base)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent)
     if done.returncode:
@@ -667,7 +670,7 @@ BENCHES = {
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.bench",
+        prog="python data/bench.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -699,7 +702,7 @@ def record(card: Path, name: str, title: str, lines: list[str]) -> None:
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
     section = (
-        f"<!-- {name} -->\n## {title}\n\n`python -m stylenb.bench {name}` on {machine}.\n\n"
+        f"<!-- {name} -->\n## {title}\n\n`python data/bench.py {name}` on {machine}.\n\n"
         + "\n".join(lines)
         + f"\n<!-- /{name} -->\n"
     )
