@@ -157,64 +157,50 @@ def test_next_lesson_is_linked(root):
     assert cell.source == "[All lessons](../README.md)"
 
 
-def spoil(change):
+def spoil(change, cell=3, teacher=False):
+    """Edit a cell of the committed notebook, by default the first that prints."""
+
     def apply(root):
-        path, notebook = edition(root)
-        change(notebook)
+        path, notebook = edition(root, teacher=teacher)
+        change(notebook["cells"][cell] if cell else notebook)
         path.write_text(json.dumps(notebook))
 
     return apply
 
 
-def printed(words):
-    def change(notebook):
-        cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
-        cell["outputs"][0]["text"] = [words]
-
-    return spoil(change)
+def printed(text):
+    stream = {"output_type": "stream", "name": "stdout", "text": text}
+    return spoil(lambda cell: cell.update(outputs=[stream]))
 
 
-def widget(notebook):
-    cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
-    cell["outputs"].append(
-        {
-            "output_type": "display_data",
-            "metadata": {},
-            "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}},
-        }
-    )
-
-
-def error(notebook):
-    cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
-    cell["outputs"] = [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]
-
-
-def teacher_outputs(root):
-    path, notebook = edition(root, teacher=True)
-    next(c for c in notebook["cells"] if c["cell_type"] == "code")["execution_count"] = 1
-    path.write_text(json.dumps(notebook))
+WIDGET = {
+    "output_type": "display_data",
+    "metadata": {},
+    "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}},
+}
+ERROR = {"output_type": "error", "ename": "E", "evalue": "", "traceback": []}
+OTHER = "not what 07_lesson.py gives"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (spoil(lambda n: n["cells"][3].update(source="edited = 1")), "not what 07_lesson.py gives"),
-        (spoil(lambda n: n["cells"][3].update(id="other")), "not what 07_lesson.py gives"),
-        (
-            spoil(lambda n: n["cells"][3]["metadata"].update(tags=["x"])),
-            "not what 07_lesson.py gives",
-        ),
-        (spoil(lambda n: n["cells"].pop()), "not what 07_lesson.py gives"),
-        (spoil(lambda n: n["cells"][3].update(execution_count=None)), "outputs are missing"),
-        (spoil(lambda n: n["metadata"].update(widgets={})), "holds widget state"),
-        (spoil(widget), "holds widget state"),
-        (spoil(error), "ended in an error"),
-        (spoil(lambda n: n["cells"][3]["metadata"].update(execution={})), "holds timings"),
+        (spoil(lambda cell: cell.update(source="edited = 1")), OTHER),
+        (spoil(lambda cell: cell.update(id="other")), OTHER),
+        (spoil(lambda cell: cell["metadata"].update(tags=["x"])), OTHER),
+        (spoil(lambda notebook: notebook["cells"].pop(), cell=None), OTHER),
+        (spoil(lambda cell: cell.update(execution_count=None)), "outputs are missing"),
+        (spoil(lambda n: n["metadata"].update(widgets={}), cell=None), "holds widget state"),
+        (spoil(lambda cell: cell["outputs"].append(WIDGET)), "holds widget state"),
+        (spoil(lambda cell: cell.update(outputs=[ERROR])), "ended in an error"),
+        (spoil(lambda cell: cell["metadata"].update(execution={})), "holds timings"),
         (printed("wrote /root/out.png"), "names a folder of one machine, /root/out.png"),
         (printed("'/tmp/abc'"), "names a folder of one machine"),
         (printed("x" * 1_000_000), "more than 900 kB"),
-        (teacher_outputs, "the teacher's edition should have none"),
+        (
+            spoil(lambda cell: cell.update(execution_count=1), teacher=True),
+            "the teacher's edition should have none",
+        ),
         (lambda root: edition(root)[0].unlink(), "missing"),
         (lambda root: edition(root)[0].rename(root / "notebooks" / "09_x.ipynb"), "has no source"),
         (lambda root: (root / "notebooks" / "README.md").write_text("old"), "README.md"),
@@ -250,28 +236,27 @@ def test_setup_cell_finds_the_repository(tmp_path, where):
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("stylenb", "data"):
         (tmp_path / name).symlink_to(build.ROOT / name)
-    done = run_setup(folder)
+    done = run(folder, "-c", build.SETUP.format(repository="no://where"))
     assert done.returncode == 0, done.stderr
 
 
 def test_setup_cell_clones_elsewhere_and_finds_the_clone_again(tmp_path):
+    setup = build.SETUP.format(repository=f"file://{build.ROOT}")
     for _ in range(2):
-        done = run_setup(tmp_path, repository=f"file://{build.ROOT}")
+        done = run(tmp_path, "-c", setup)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "stylenb" / "stylenb" / "doctor.py").exists()
 
 
-def run_setup(folder: Path, repository="no://where"):
-    code = build.SETUP.format(repository=repository)
+def run(folder: Path, *command):
+    """Python in a folder from which nothing of this repository can be imported."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=clean_env()
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, env=env
     )
 
 
-def clean_env():
-    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-
-
 @pytest.mark.pocket_model
-def test_committed_editions_are_what_their_sources_give():
-    assert build.check() == []
+def test_committed_editions_are_what_their_sources_give(tmp_path):
+    done = run(tmp_path, build.__file__, "--check")
+    assert done.returncode == 0, done.stderr
