@@ -118,7 +118,7 @@ def test_a_stage_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch, cap
     words = load(folder / "data/pocket-sd", device="cpu").tokenizer.get_vocab()
     run("text-unet", folder / "work", steps=4)
     said = capsys.readouterr().out
-    assert "text-unet: going on from step 2" in said
+    assert "text-unet: resuming from step 2" in said
     assert "drawing" not in said and "encoding" not in said  # both were kept
     assert json.loads((folder / "data/training.json").read_text())["text-unet"]["steps"] == 4
     after = unet_weights(folder)
@@ -126,7 +126,7 @@ def test_a_stage_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch, cap
     # The embeddings that were learned are of these numbers: others would scramble them.
     assert load(folder / "data/pocket-sd", device="cpu").tokenizer.get_vocab() == words
     run("text-unet", folder / "work", steps=4)  # what is finished is only written again
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     again = unet_weights(folder)
     assert all(torch.equal(again[key], value) for key, value in after.items())
 
@@ -167,7 +167,7 @@ def test_a_cut_run_ends_where_an_uncut_one_does(loop, tmp_path, capsys):
             loop(tmp_path / "cut", cut=cut)
     resumed = loop(tmp_path / "cut")
     said = capsys.readouterr().out
-    assert "toy: going on from step 2" in said and "toy: going on from step 5" in said
+    assert "toy: resuming from step 2" in said and "toy: resuming from step 5" in said
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
     log = json.loads((tmp_path / "training.json").read_text())["toy"]["log"]
