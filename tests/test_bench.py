@@ -2,6 +2,7 @@
 
 import re
 from contextlib import ExitStack
+from functools import cache
 from types import SimpleNamespace
 
 import diffusers
@@ -12,12 +13,14 @@ import transformers
 from PIL import ImageOps
 
 import stylenb
-from stylenb import StylenbError, bench, scores, training
+from data import bench, pretrain
+from stylenb import StylenbError, scores, training
 from stylenb.baselines import BASELINES, Baseline
 from stylenb.lora import adapters, add_lora, save_lora
 from stylenb.pocket.data import TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
 from stylenb.training import Settings
+from stylenb.weights import SD15_SIZES
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,15 @@ def lora(tiny_folder, tmp_path_factory):
         if "lora_B" in name:
             p.data.normal_(0, 0.1, generator=random)
     return save_lora(base, tmp_path_factory.mktemp("lora") / "ink.safetensors", "ink")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_once():
+    """The pictures that a style is learned from take seconds to draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        for draw in (pretrain.style_pictures, pretrain.content_pictures):
+            patch.setattr(pretrain, draw.__name__, cache(draw))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -315,7 +327,7 @@ def test_sd15_in_small(monkeypatch):
             "norm_num_groups": 8,
         },
         "vae": {
-            **bench.SD15["vae"],
+            **SD15_SIZES["vae"],
             "block_out_channels": (8, 8, 8, 8),
             "norm_num_groups": 8,
         },
@@ -333,12 +345,12 @@ def test_sd15_in_small(monkeypatch):
 
 
 def test_memory(tiny_folder):
-    ballast = torch.ones(750_000_000)  # 3 GB here are no memory of the process that is measured
+    ballast = torch.ones(312_500_000)  # 1250 MB here are no memory of the one that is measured
     names = ["loaded, nothing trained", "L2 + LPIPS + style"]
     lines = bench.bench_memory(tiny_folder, names)
     del ballast
     loaded, trained = (float(cells(lines, name)[0][1]) for name in names)
-    assert 200 < loaded < loaded + 100 < trained < 2500
+    assert 200 < loaded < 1250 and loaded + 100 < trained < 2500
 
 
 def test_every_configuration_of_the_memory_runs_what_it_is_called(tiny, monkeypatch, capsys):
@@ -397,7 +409,7 @@ def test_tables_are_recorded_in_their_places(tmp_path, monkeypatch, capsys):
     bench.main(["--record"])  # all of them
     first = card.read_text()
     assert first.startswith("# Benchmark\n") and first.count("\n## Title") == 2
-    assert "one 2" in first and "two 3" in first and "`python -m stylenb.bench two` on" in first
+    assert "one 2" in first and "two 3" in first and "`python data/bench.py two` on" in first
     bench.main(["one", "--record"])
     second = card.read_text()
     assert "one 4" in second and "one 2" not in second and "two 3" in second

@@ -1,6 +1,6 @@
 """The shipped model, judge, perceptual network and LoRAs, each on a small sample.
 
-`python -m stylenb.pocket.quality` measures the same on larger ones and records it in the model
+`python data/quality.py` measures the same on larger ones and records it in the model
 card; the floors below are the model card's aims less what a small sample may miss them by.
 """
 
@@ -16,17 +16,18 @@ from diffusers import DDPMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from PIL import Image
 from safetensors.torch import load_file
 
+from data import quality
+from data.bench import unseen_scenes
+from data.pretrain import RARE_TOKEN
 from stylenb import available_styles, judge, lpips_distance, sample_photo, stylize, to_tensor
-from stylenb.base import DATA
 from stylenb.lora import about_lora
 from stylenb.photos import SAMPLE_PHOTOS
-from stylenb.pocket import quality
 from stylenb.pocket.data import TEST_SEEDS
-from stylenb.pocket.pretrain import RARE_TOKEN
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, KNOWN, STYLES
 from stylenb.scores import load_judge, psnr, style_probabilities
 from stylenb.training import Settings, digest
+from stylenb.weights import DATA
 
 SCENES = 6  # test scenes in each style
 PSNR_PHOTO_SCENES = 29.0  # dB
@@ -53,11 +54,9 @@ def renderings():
 @pytest.fixture(scope="module")
 def stylised(pocket):
     """Test scenes as the model redraws them, in every shipped style and (None) in no style."""
-    scenes = [draw_scene(TEST_SEEDS + i).picture for i in range(STYLISED)]
-    return {
-        style: [stylize(scene, style, seed=i, base=pocket) for i, scene in enumerate(scenes)]
-        for style in (None, *available_styles())
-    }
+    scenes, seeds = unseen_scenes(STYLISED), range(STYLISED)
+    styles = (None, *available_styles())
+    return {style: stylize(scenes, style, seed=seeds, base=pocket) for style in styles}
 
 
 # --- the folder ---
@@ -237,7 +236,7 @@ def blurred_luminance(picture):
 @pytest.mark.parametrize("style", available_styles())
 def test_stylising_keeps_the_layout(pocket, style):
     photos = [sample_photo(name, 128) for name in PHOTOS]
-    pictures = [stylize(photo, style, base=pocket) for photo in photos]
+    pictures = stylize(photos, style, base=pocket)
     assert all(psnr(a, b) < 30 for a, b in zip(photos, pictures, strict=True))  # and it changed
     shapes = [blurred_luminance(p) for p in photos]
     nearest = {"luminance": [], "lpips": []}

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import stylenb
+from data import pretrain
 from stylenb import load, losses, scores
-from stylenb.pocket import pretrain
 from stylenb.pocket.styles import KNOWN, STYLES
 
 STAGES = ("vae", "text-unet", "perceptual", "judge")
@@ -101,7 +101,7 @@ def test_the_story_of_each_stage_is_kept(trained):
     story = json.loads((trained / "data/training.json").read_text())
     assert set(story) == set(STAGES)
     for stage, told in story.items():
-        assert told["command"] == f"python -m stylenb.pocket.pretrain {stage} --steps 2"
+        assert told["command"] == f"python data/pretrain.py {stage} --steps 2"
         assert (told["steps"], told["batch_size"]) == (2, 2)
         assert told["hardware"] and isinstance(told["log"], list)
 
@@ -118,7 +118,7 @@ def test_a_stage_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch, cap
     words = load(folder / "data/pocket-sd", device="cpu").tokenizer.get_vocab()
     run("text-unet", folder / "work", steps=4)
     said = capsys.readouterr().out
-    assert "text-unet: going on from step 2" in said
+    assert "text-unet: resuming from step 2" in said
     assert "drawing" not in said and "encoding" not in said  # both were kept
     assert json.loads((folder / "data/training.json").read_text())["text-unet"]["steps"] == 4
     after = unet_weights(folder)
@@ -126,7 +126,7 @@ def test_a_stage_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch, cap
     # The embeddings that were learned are of these numbers: others would scramble them.
     assert load(folder / "data/pocket-sd", device="cpu").tokenizer.get_vocab() == words
     run("text-unet", folder / "work", steps=4)  # what is finished is only written again
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     again = unet_weights(folder)
     assert all(torch.equal(again[key], value) for key, value in after.items())
 
@@ -167,7 +167,7 @@ def test_a_cut_run_ends_where_an_uncut_one_does(loop, tmp_path, capsys):
             loop(tmp_path / "cut", cut=cut)
     resumed = loop(tmp_path / "cut")
     said = capsys.readouterr().out
-    assert "toy: going on from step 2" in said and "toy: going on from step 5" in said
+    assert "toy: resuming from step 2" in said and "toy: resuming from step 5" in said
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
     log = json.loads((tmp_path / "training.json").read_text())["toy"]["log"]

@@ -1,20 +1,26 @@
 """Measure the pocket model on seeds that no network was trained on.
 
-`python -m stylenb.pocket.quality` prints the table; with `--record` it is also written into the
+`python data/quality.py` prints the table; with `--record` it is also written into the
 model card, data/README.md, and sheets of pictures are put beside it.
 """
 
 import argparse
 import hashlib
-import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import make_image_grid
 from PIL import Image
 
-from stylenb.base import DATA, Base, load
+# As a script it finds the package, and what lies beside it, from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.bench import fill_in, renderings, table, unseen_scenes
+from stylenb.base import Base, load
+from stylenb.errors import replacing
 from stylenb.inference import stylize
 from stylenb.lora import available_styles
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_pictures, to_tensor
@@ -22,6 +28,7 @@ from stylenb.pocket.data import SIZE, TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES, STYLES, apply_style
 from stylenb.scores import judge, psnr
+from stylenb.weights import DATA
 
 GUIDANCE = 3.0
 STEPS = 30
@@ -45,24 +52,18 @@ def reconstruct(vae: AutoencoderKL, pictures: list) -> list:
 
 def styled_scenes(style: str, count: int) -> list:
     """Test scenes in their true style."""
-    seeds = range(TEST_SEEDS, TEST_SEEDS + count)
-    return [apply_style(style, draw_scene(seed).picture, seed) for seed in seeds]
+    return renderings(style, unseen_scenes(count))
 
 
 def reconstruction_psnr(vae: AutoencoderKL, count: int) -> dict[str, float]:
     """PSNR in dB of every style over `count` test scenes."""
-    scores = {}
-    for style in STYLES:
-        pictures = styled_scenes(style, count)
-        scores[style] = psnr(reconstruct(vae, pictures), pictures)
-    return scores
+    true = {style: styled_scenes(style, count) for style in STYLES}
+    return {style: psnr(reconstruct(vae, pictures), pictures) for style, pictures in true.items()}
 
 
 def photo_psnr(vae: AutoencoderKL, photos: list) -> list[float]:
     """PSNR in dB of each photograph at the base's size."""
-    return [
-        psnr(again, photo) for again, photo in zip(reconstruct(vae, photos), photos, strict=True)
-    ]
+    return [psnr(*pair) for pair in zip(reconstruct(vae, photos), photos, strict=True)]
 
 
 def judge_accuracy(count: int) -> float:
@@ -93,8 +94,7 @@ def prompted_samples(count: int, guidance: float = GUIDANCE, batch: int = 25):
 def lora_accuracy(base: Base, count: int) -> dict[str, tuple[float, float]]:
     """For every shipped LoRA: the share of `count` stylised test scenes judged to be its style, and
     that of the true renderings after the autoencoder, which no LoRA can be expected to pass."""
-    scenes = [draw_scene(TEST_SEEDS + i).picture for i in range(count)]
-    vae = load_vae()
+    scenes, vae = unseen_scenes(count), load_vae()
 
     def share(style: str, pictures: list) -> float:
         return float(np.mean([guess == style for guess in judge(pictures)]))
@@ -112,71 +112,43 @@ def stylised_sheet(base: Base) -> Image.Image:
     """Two photographs, two test scenes and a close-up, and each of them in every shipped style."""
     inputs = [sample_photo(name, base.image_size) for name in ("coffee", "astronaut", "chelsea")]
     inputs[2:2] = [draw_scene(TEST_SEEDS + i).picture for i in (2, 4)]
-    return tile(
-        [
-            picture
-            for photo in inputs
-            for picture in (photo, *(stylize(photo, s, base=base) for s in available_styles()))
-        ],
-        1 + len(available_styles()),
-    )
-
-
-def tile(pictures: list, columns: int) -> Image.Image:
-    """One picture of many."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * width, i // columns * height))
-    return sheet
-
-
-def row(measured: str, value: str, aim: str = "") -> str:
-    return f"| {measured} | {value} | {aim} |"
+    styles = available_styles()
+    rows = [[photo, *(stylize(photo, style, base=base) for style in styles)] for photo in inputs]
+    return make_image_grid(sum(rows, []), rows=len(inputs), cols=1 + len(styles))
 
 
 def by_name(scores: dict[str, float], form: str) -> str:
     return ", ".join(f"{name} {value:{form}}" for name, value in scores.items()) + "."
 
 
-def autoencoder_rows(unseen: Path | None, count: int = 48) -> tuple[list[str], list[str]]:
+def autoencoder_rows(unseen: Path | None, count: int = 48) -> tuple[list[list], list[str]]:
     """Table rows and notes on the autoencoder; `unseen` is a folder of photographs of one's own."""
     vae = load_vae()
     styles = reconstruction_psnr(vae, count)
     worst = min(styles, key=styles.get)
-    photos = dict(
-        zip(
-            SAMPLE_PHOTOS,
-            photo_psnr(vae, [sample_photo(n, SIZE) for n in SAMPLE_PHOTOS]),
-            strict=True,
-        )
-    )
+    found = photo_psnr(vae, [sample_photo(name, SIZE) for name in SAMPLE_PHOTOS])
+    photos = dict(zip(SAMPLE_PHOTOS, found, strict=True))
     mean, mean_photo = np.mean(list(styles.values())), np.mean(list(photos.values()))
     rows = [
-        row("autoencoder, photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"),
-        row("autoencoder, mean of all styles", f"{mean:.1f} dB", "24 dB"),
-        row(f"autoencoder, worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"),
-        row("autoencoder, scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"),
+        ["autoencoder, photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"],
+        ["autoencoder, mean of all styles", f"{mean:.1f} dB", "24 dB"],
+        [f"autoencoder, worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"],
+        ["autoencoder, scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"],
     ]
     if unseen:
         files = sorted(p for p in unseen.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         others = photo_psnr(vae, [open_photo(p, SIZE) for p in files])
-        rows.append(
-            row(
-                f"autoencoder, {len(files)} photographs that it has never seen",
-                f"{np.mean(others):.1f} dB",
-                "22 dB",
-            )
-        )
+        measured = f"autoencoder, {len(files)} photographs that it has never seen"
+        rows.append([measured, f"{np.mean(others):.1f} dB", "22 dB"])
     return rows, [
         f"Autoencoder by style, dB: {by_name(styles, '.1f')}",
         f"Autoencoder by photograph, dB: {by_name(photos, '.1f')}",
     ]
 
 
-def judge_rows(count: int = 40) -> list[str]:
+def judge_rows(count: int = 40) -> list[list]:
     share = judge_accuracy(count)
-    return [row(f"judge, true renderings ({count} a style)", f"{100 * share:.1f} %", "95 %")]
+    return [[f"judge, true renderings ({count} a style)", f"{100 * share:.1f} %", "95 %"]]
 
 
 def sample_rows(count: int = 200, guidance: float = GUIDANCE):
@@ -188,17 +160,18 @@ def sample_rows(count: int = 200, guidance: float = GUIDANCE):
         f"{count} prompted samples judged to be of the style asked for "
         f"({STEPS} DDIM steps, guidance {guidance:g})"
     )
-    rows = [row(measured, f"{100 * right.mean():.1f} %", "90 %")]
+    rows = [[measured, f"{100 * right.mean():.1f} %", "90 %"]]
     return rows, [f"Samples judged right, by style: {by_name(of_style, '.0%')}"], pictures
 
 
-def lora_rows(count: int = 32) -> list[str]:
+def lora_rows(count: int = 32) -> list[list]:
     return [
-        row(
+        [
             f"LoRA {style}: share of {count} stylised scenes judged to be it "
             f"(true renderings after the autoencoder: {limit:.0%})",
             f"{share:.0%}",
-        )
+            "",
+        ]
         for style, (share, limit) in lora_accuracy(load("pocket"), count).items()
     ]
 
@@ -208,19 +181,20 @@ def reconstruction_sheet() -> Image.Image:
     pictures = [styled_scenes(style, i + 1)[i] for i, style in enumerate(STYLES)]
     pictures += [sample_photo(name, SIZE) for name in SAMPLE_PHOTOS[:6]]
     again = reconstruct(load_vae(), pictures)
-    rows = [pictures[i : i + 10] + again[i : i + 10] for i in range(0, len(pictures), 10)]
-    return tile([picture for row_ in rows for picture in row_], 10)
+    rows = [part[i : i + 10] for i in range(0, len(pictures), 10) for part in (pictures, again)]
+    return make_image_grid(sum(rows, []), rows=len(rows), cols=10)
 
 
 def world_sheet() -> Image.Image:
     """Five test scenes in rows, every style in a column."""
     scenes = [draw_scene(TEST_SEEDS + i).picture for i in (4, 6, 2, 23, 9)]
-    return tile([apply_style(style, scene, 0) for scene in scenes for style in STYLES], len(STYLES))
+    styled = [apply_style(style, scene, 0) for scene in scenes for style in STYLES]
+    return make_image_grid(styled, rows=len(scenes), cols=len(STYLES))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.pocket.quality",
+        prog="python data/quality.py",
         description="Measure the pocket model on pictures that it was not trained on.",
     )
     parser.add_argument(
@@ -237,27 +211,31 @@ def main(argv: list[str] | None = None) -> None:
         rows, notes = rows + more_rows + lora_rows(), notes + more_notes
     else:
         notes.append("Samples and LoRAs: not measured, `pocket-sd` has no UNet yet.")
-    table = "\n".join(
-        ["| measured | value | aim |", "| --- | --- | --- |", *rows, "", "\n\n".join(notes)]
-    )
-    print(table)
+    lines = [*table(["measured", "value", "aim"], rows), "", "\n\n".join(notes)]
+    print("\n".join(lines))
     if args.record:
-        card = DATA / "README.md"
-        text = card.read_text(encoding="utf-8")
-        marks = re.compile(r"(?s)(<!-- quality -->\n).*(<!-- /quality -->)")
-        if not marks.search(text):
-            raise SystemExit(f"{card} has no <!-- quality --> ... <!-- /quality --> to fill in.")
-        card.write_text(marks.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text), encoding="utf-8")
-        sheets = {"world": world_sheet(), "reconstructions": reconstruction_sheet()}
-        if samples:
-            sheets |= {"samples": tile(samples[:56], 7), "stylised": stylised_sheet(load("pocket"))}
-        for name, sheet in sheets.items():
-            sheet.save(DATA / f"{name}.png", optimize=True)
-        sums = [
-            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(DATA).as_posix()}"
-            for path in sorted(DATA.rglob("*.safetensors"))
-        ]
-        (DATA / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+        fill_in(DATA / "README.md", "quality", lines)
+        record_sheets(samples)
+        record_sums()
+
+
+def record_sheets(samples: list | None) -> None:
+    sheets = {"world": world_sheet(), "reconstructions": reconstruction_sheet()}
+    if samples:
+        sheets["samples"] = make_image_grid(samples[:56], rows=8, cols=7)
+        sheets["stylised"] = stylised_sheet(load("pocket"))
+    for name, sheet in sheets.items():
+        with replacing(DATA / f"{name}.png") as temporary:
+            sheet.save(temporary, optimize=True)
+
+
+def record_sums() -> None:
+    sums = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(DATA).as_posix()}"
+        for path in sorted(DATA.rglob("*.safetensors"))
+    ]
+    with replacing(DATA / "SHA256SUMS") as temporary:
+        temporary.write_text("\n".join(sums) + "\n")
 
 
 if __name__ == "__main__":

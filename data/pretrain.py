@@ -1,4 +1,4 @@
-"""Train the pocket model from nothing: `python -m stylenb.pocket.pretrain STAGE`.
+"""Train the pocket model from nothing: `python data/pretrain.py STAGE`.
 
 Stages, in the order in which they need each other:
 
@@ -8,8 +8,8 @@ Stages, in the order in which they need each other:
     judge       the style judge, used for scores only               -> data/judge
     loras       16 pictures of each held-out style, and its LoRA    -> data/styles, data/loras
 
-Each stage draws its pictures once, keeps a checkpoint in the work folder and goes on from it
-when it is started again. The learning rate falls with the share of the time (or steps) that is
+Each stage draws its pictures once, keeps a checkpoint in the work folder and resumes from it when
+it is started again. The learning rate falls with the share of the time (or steps) that is
 spent, so a longer run is the same command with a larger number.
 """
 
@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,10 +37,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from stylenb.base import DATA, autocast, autocast_dtype
+# As a script it finds the package from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from stylenb.base import load
+from stylenb.device import autocast, autocast_dtype
+from stylenb.errors import replacing
+from stylenb.lora import remove_lora
+from stylenb.photos import to_pictures
 from stylenb.pocket import data
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
-from stylenb.training import spread_timesteps
+from stylenb.training import Settings, spread_timesteps, train_style
+from stylenb.weights import DATA
 
 POCKET = DATA / "pocket-sd"
 RARE_TOKEN = "sks"
@@ -101,29 +110,10 @@ def train(
     network.to(device).train()
     optimizers = Optimizers(network, muon_rate, adamw_rate)
     ema = EMAModel(network.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    parts = {"network": network, "optimizers": optimizers, "ema": ema}
     checkpoint = args.work / f"{stage}.ckpt"
-    state = {"step": 0, "seconds": 0.0, "log": []}
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(saved["network"])
-        optimizers.load_state_dict(saved["optimizers"])
-        ema.load_state_dict(saved["ema"])
-        state = saved["state"]
-        print(f"{stage}: going on from step {state['step']}", flush=True)
+    state = resume(checkpoint, parts, device)
     ema.to(device)
-
-    def save():
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save(
-            {
-                "network": network.state_dict(),
-                "optimizers": optimizers.state_dict(),
-                "ema": ema.state_dict(),
-                "state": state,
-            },
-            temporary,
-        )
-        temporary.replace(checkpoint)
 
     def progress():
         if args.minutes:
@@ -132,23 +122,19 @@ def train(
 
     figures, last_save, last_log = {}, time.time(), time.time()
     while progress() < 1:
-        began = time.time()
-        step = state["step"]
+        began, step = time.time(), state["step"]
         with autocast(device):
-            loss, parts = loss_of(step, progress())
+            loss, terms = loss_of(step, progress())
         network.zero_grad(set_to_none=False)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if not torch.isfinite(norm):
+        if not nn.utils.clip_grad_norm_(network.parameters(), 1.0).isfinite():
             raise SystemExit(
                 f"{stage}: the loss is not finite at step {step}; start again from "
                 f"{checkpoint} with a smaller learning rate."
             )
-        # Linear warm-up, then constant, then a linear fall over the last 40 %: most of the gain of
-        # a cosine, and a run that gets more time loses nothing of what it has learned.
-        optimizers.step(min(1, (step + 1) / 100) * min(1, (1.0001 - progress()) / 0.4))
+        optimizers.step(share_of_rate(step, progress()))
         ema.step(network.parameters())
-        for key, value in {"loss": loss, **parts}.items():
+        for key, value in {"loss": loss, **terms}.items():
             figures.setdefault(key, []).append(float(value.detach()))
         state["step"] += 1
         state["seconds"] += time.time() - began
@@ -159,12 +145,36 @@ def train(
             print(stage, row, flush=True)
             figures, last_log = {}, time.time()
         if time.time() - last_save > 120:
-            save()
+            save(checkpoint, parts, state)
             last_save = time.time()
-    save()
+    save(checkpoint, parts, state)
     ema.copy_to(network.parameters())
     record(stage, state, args, device)
     return network.eval()
+
+
+def share_of_rate(step: int, progress: float) -> float:
+    """Linear warm-up, then constant, then a linear fall over the last 40 %: most of the gain of a
+    cosine, and a run that gets more time loses nothing of what it has learned."""
+    return min(1, (step + 1) / 100) * min(1, (1.0001 - progress) / 0.4)
+
+
+def resume(checkpoint: Path, parts: dict, device: torch.device) -> dict:
+    """Bring the parts to where the checkpoint, if there is one, was written; return its state."""
+    if not checkpoint.exists():
+        return {"step": 0, "seconds": 0.0, "log": []}
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    print(f"{checkpoint.stem}: resuming from step {saved['state']['step']}", flush=True)
+    return saved["state"]
+
+
+def save(checkpoint: Path, parts: dict, state: dict) -> None:
+    with replacing(checkpoint) as temporary:
+        torch.save(
+            {**{name: part.state_dict() for name, part in parts.items()}, "state": state}, temporary
+        )
 
 
 def record(stage: str, state: dict, args, device: torch.device) -> None:
@@ -174,25 +184,32 @@ def record(stage: str, state: dict, args, device: torch.device) -> None:
     git = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=DATA.parent
     )
-    hardware = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    )
-    log = state["log"]
+    hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name()
+    length = f"--minutes {args.minutes:g}" if args.minutes else f"--steps {args.steps}"
     story[stage] = {
-        "command": f"python -m stylenb.pocket.pretrain {stage} --minutes {args.minutes:g}"
-        if args.minutes
-        else f"python -m stylenb.pocket.pretrain {stage} --steps {args.steps}",
+        "command": f"python data/pretrain.py {stage} {length}",
         "commit": git.stdout.strip(),
         "steps": state["step"],
         "batch_size": args.batch_size,
         "hours": round(state["seconds"] / 3600, 2),
         "hardware": hardware,
         "autocast": str(autocast_dtype(device)),
-        "log": log[:: max(1, len(log) // 60)],
+        "log": state["log"][:: max(1, len(state["log"]) // 60)],
     }
-    path.write_text(json.dumps(story, indent=1) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(story, indent=1) + "\n")
+
+
+def save_half(network: nn.Module, path: Path, about: dict[str, str] | None = None) -> None:
+    """The weights in half precision, as safetensors."""
+    weights = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        save_file(weights, temporary, about)
 
 
 def as_tensor(pictures: np.ndarray, device) -> torch.Tensor:
@@ -301,9 +318,8 @@ def decode_all(vae, latents: torch.Tensor, args) -> np.ndarray:
     pictures = []
     with autocast(torch.device(args.device)):
         for part in latents.split(64):
-            x = vae.decode(part.to(args.device)).sample.float().clamp(-1, 1)
-            pictures.append(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(pictures)
+            pictures += to_pictures(vae.decode(part.to(args.device)).sample)
+    return np.stack(pictures)
 
 
 # ------------------------------------------------------------------------- text encoder and UNet
@@ -414,7 +430,8 @@ def known_latents(vae, pictures, args) -> torch.Tensor:
                 encode_all(vae, np.ascontiguousarray(pictures[:, :, ::-1]), args),
             ]
         )
-        np.save(path, (both * vae.config.scaling_factor).numpy())
+        with replacing(path) as temporary:
+            np.save(temporary, (both * vae.config.scaling_factor).numpy())
     return torch.from_numpy(np.load(path))
 
 
@@ -456,15 +473,20 @@ def train_text_unet(args) -> None:
     # Muon learns this as fast, but blows the weights up (singular values of 15 in the transformer
     # blocks, their feed-forward parts dead): a LoRA has nothing to hold on to in such a base.
     train("text-unet", network, loss_of, args, muon_rate=0.0)
-    pipeline = StableDiffusionPipeline(
+    save_pipeline(
+        args.work / "tokenizer",
         vae=vae.half(),
         text_encoder=network["text_encoder"].half(),
         tokenizer=tokenizer,
         unet=network["unet"].half(),
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        scheduler=scheduler,
+    )
+
+
+def save_pipeline(vocabulary: Path, **parts) -> None:
+    """Write the parts of the pocket model as diffusers does; both its readers open the folder."""
+    pipeline = StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipeline.save_pretrained(POCKET, safe_serialization=True, max_shard_size="15MB")
     # transformers 5 opens a model in the dtype that its config names, diffusers in float32: a
@@ -474,7 +496,7 @@ def train_text_unet(args) -> None:
     config = POCKET / "vae" / "config.json"  # diffusers notes the folder that it opened it from
     config.write_text(re.sub(r'\n *"_name_or_path": .*', "", config.read_text()))
     for name in ("vocab.json", "merges.txt"):  # transformers before 5 reads these
-        shutil.copy(args.work / "tokenizer" / name, POCKET / "tokenizer" / name)
+        shutil.copy(vocabulary / name, POCKET / "tokenizer" / name)
 
 
 # ------------------------------------------------------------------------ perceptual net and judge
@@ -483,10 +505,7 @@ def train_text_unet(args) -> None:
 def caption_words(facts, minimum: int) -> tuple[list[str], torch.Tensor]:
     """The content words of the captions and, for each picture, which of them its caption has."""
     bags = [set(f["caption"].replace(",", " ").split()) for f in facts]
-    counts = {}
-    for bag in bags:
-        for word in bag:
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(word for bag in bags for word in bag)
     words = sorted(w for w, n in counts.items() if minimum <= n <= 0.8 * len(bags))
     return words, torch.tensor([[float(w in bag) for w in words] for bag in bags])
 
@@ -521,12 +540,7 @@ def train_perceptual(args) -> None:
 
     # Without normalisation layers it bears only a part of the usual rate.
     train("perceptual", squeezenet, loss_of, args, muon_rate=0.005, adamw_rate=3e-4)
-    folder = DATA / "perceptual"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.half().contiguous() for k, v in squeezenet.features.state_dict().items()},
-        folder / "squeezenet1_1.safetensors",
-    )
+    save_half(squeezenet.features, DATA / "perceptual" / "squeezenet1_1.safetensors")
 
 
 def train_judge(args) -> None:
@@ -558,16 +572,8 @@ def train_judge(args) -> None:
         )
 
     train("judge", network, loss_of, args)
-    folder = DATA / "judge"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {
-            k: (v.half() if v.is_floating_point() else v).contiguous()
-            for k, v in network.state_dict().items()
-        },
-        folder / "shufflenet_v2_x0_5.safetensors",
-        {"styles": json.dumps(names)},
-    )
+    path = DATA / "judge" / "shufflenet_v2_x0_5.safetensors"
+    save_half(network, path, {"styles": json.dumps(names)})
 
 
 # ------------------------------------------------------------------------------- the shipped LoRAs
@@ -594,10 +600,6 @@ def content_pictures() -> list[Image.Image]:
 
 
 def train_loras(args) -> None:
-    from stylenb.base import load
-    from stylenb.lora import remove_lora
-    from stylenb.training import Settings, train_style
-
     base = load("pocket", device=args.device)
     changes = {"steps": args.steps} if args.steps else {}
     settings = Settings.for_base(base, batch_size=args.batch_size, **changes)
@@ -608,15 +610,8 @@ def train_loras(args) -> None:
         for i, picture in enumerate(pictures):
             picture.save(folder / f"{i:02d}.png", optimize=True)
         run = args.work / "loras" / style
-        history = train_style(
-            base,
-            pictures,
-            content_pictures(),
-            style,
-            settings,
-            folder=run,
-            progress=sys.stderr.isatty(),
-        )
+        how = {"folder": run, "progress": sys.stderr.isatty()}
+        history = train_style(base, pictures, content_pictures(), style, settings, **how)
         (DATA / "loras").mkdir(parents=True, exist_ok=True)
         shutil.copy(run / f"{style}.safetensors", DATA / "loras" / f"{style}.safetensors")
         for term in ("noise", "lpips", "style"):
@@ -638,7 +633,7 @@ STAGES = {  # stage: (function, batch size, default minutes on two CPU cores)
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.pocket.pretrain",
+        prog="python data/pretrain.py",
         description=__doc__,
         epilog="Default minutes on two CPU cores: "
         + ", ".join(f"{name} {minutes}" for name, (_, _, minutes) in STAGES.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stylenb import authoring
+from notebooks import build
 from stylenb.errors import StylenbError
 
 SOURCE = """# ---
@@ -67,14 +67,14 @@ def lay_out(folder: Path) -> Path:
 def importable():
     """Kernels started in a temporary folder find this package."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(authoring.ROOT))
+        patch.setenv("PYTHONPATH", str(build.ROOT))
         yield
 
 
 @pytest.fixture(scope="module")
 def built_once(importable, tmp_path_factory):
     root = lay_out(tmp_path_factory.mktemp("course"))
-    authoring.build(root=root)
+    build.build(root=root)
     return root
 
 
@@ -126,95 +126,81 @@ def test_head_setup_and_index_come_from_one_address(built):
 
 def test_rebuild_without_change_is_no_diff_and_ids_are_unique(built):
     before = {p: p.read_bytes() for p in built.rglob("*.ipynb")}
-    assert authoring.build(root=built) == []
-    authoring.build(root=built, again=True)
+    assert build.build(root=built) == []
+    build.build(root=built, again=True)
     assert before == {p: p.read_bytes() for p in built.rglob("*.ipynb")}
     ids = [cell["id"] for cell in edition(built)[1]["cells"]]
     assert len(ids) == len(set(ids))
-    assert authoring.check(root=built) == []
+    assert build.check(root=built) == []
 
 
 def test_changed_text_keeps_outputs_and_changed_code_runs_again(built, monkeypatch):
     source = built / "notebooks" / "src" / "07_lesson.py"
     ran = []
-    run = authoring.run_notebook
-    monkeypatch.setattr(authoring, "run_notebook", lambda *a: (ran.append(a), run(*a)))
+    run = build.run_notebook
+    monkeypatch.setattr(build, "run_notebook", lambda *a: (ran.append(a), run(*a)))
     source.write_text(SOURCE.replace("Some text.", "Other text."))
-    assert any("not what 07_lesson.py gives" in fault for fault in authoring.check(root=built))
-    authoring.build(root=built)
+    assert any("not what 07_lesson.py gives" in fault for fault in build.check(root=built))
+    build.build(root=built)
     assert not ran and "Other text." in text(edition(built)[1])
     source.write_text(SOURCE.replace("2 + 2", "3 + 3"))
-    authoring.build(root=built)
+    build.build(root=built)
     assert ran and "= 6" in json.dumps(edition(built)[1])
 
 
 def test_next_lesson_is_linked(root):
     (root / "notebooks" / "src" / "08_more.py").write_text(SOURCE.replace("A lesson", "More"))
     source = root / "notebooks" / "src" / "07_lesson.py"
-    cell = authoring.make_edition(source, "learner").cells[-1]
+    cell = build.make_edition(source, "learner").cells[-1]
     assert cell.source == "**Next:** [08 · More](08_more.ipynb) · [All lessons](README.md)"
-    cell = authoring.make_edition(source.with_name("08_more.py"), "teacher").cells[-1]
+    cell = build.make_edition(source.with_name("08_more.py"), "teacher").cells[-1]
     assert cell.source == "[All lessons](../README.md)"
 
 
-def spoil(change):
+def spoil(change, cell=3, teacher=False):
+    """Edit a cell of the committed notebook, by default the first that prints."""
+
     def apply(root):
-        path, notebook = edition(root)
-        change(notebook)
+        path, notebook = edition(root, teacher=teacher)
+        change(notebook["cells"][cell] if cell else notebook)
         path.write_text(json.dumps(notebook))
 
     return apply
 
 
-def printed(words):
-    def change(notebook):
-        cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
-        cell["outputs"][0]["text"] = [words]
-
-    return spoil(change)
+def printed(text):
+    stream = {"output_type": "stream", "name": "stdout", "text": text}
+    return spoil(lambda cell: cell.update(outputs=[stream]))
 
 
-def widget(notebook):
-    cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
-    cell["outputs"].append(
-        {
-            "output_type": "display_data",
-            "metadata": {},
-            "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}},
-        }
-    )
-
-
-def error(notebook):
-    cell = next(cell for cell in notebook["cells"] if cell.get("outputs"))
-    cell["outputs"] = [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]
-
-
-def teacher_outputs(root):
-    path, notebook = edition(root, teacher=True)
-    next(c for c in notebook["cells"] if c["cell_type"] == "code")["execution_count"] = 1
-    path.write_text(json.dumps(notebook))
+WIDGET = {
+    "output_type": "display_data",
+    "metadata": {},
+    "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}},
+}
+ERROR = {"output_type": "error", "ename": "E", "evalue": "", "traceback": []}
+OTHER = "not what 07_lesson.py gives"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (spoil(lambda n: n["cells"][3].update(source="edited = 1")), "not what 07_lesson.py gives"),
-        (spoil(lambda n: n["cells"][3].update(id="other")), "not what 07_lesson.py gives"),
-        (
-            spoil(lambda n: n["cells"][3]["metadata"].update(tags=["x"])),
-            "not what 07_lesson.py gives",
-        ),
-        (spoil(lambda n: n["cells"].pop()), "not what 07_lesson.py gives"),
-        (spoil(lambda n: n["cells"][3].update(execution_count=None)), "outputs are missing"),
-        (spoil(lambda n: n["metadata"].update(widgets={})), "holds widget state"),
-        (spoil(widget), "holds widget state"),
-        (spoil(error), "ended in an error"),
-        (spoil(lambda n: n["cells"][3]["metadata"].update(execution={})), "holds timings"),
+        (spoil(lambda cell: cell.update(source="edited = 1")), OTHER),
+        (spoil(lambda cell: cell.update(id="other")), OTHER),
+        (spoil(lambda cell: cell["metadata"].update(tags=["x"])), OTHER),
+        (spoil(lambda notebook: notebook["cells"].pop(), cell=None), OTHER),
+        (spoil(lambda cell: cell.update(execution_count=None)), "outputs are missing"),
+        (spoil(lambda n: n["metadata"].update(widgets={}), cell=None), "holds widget state"),
+        (spoil(lambda cell: cell["outputs"].append(WIDGET)), "holds widget state"),
+        (spoil(lambda cell: cell.update(outputs=[ERROR])), "ended in an error"),
+        (spoil(lambda cell: cell["metadata"].update(execution={})), "holds timings"),
         (printed("wrote /root/out.png"), "names a folder of one machine, /root/out.png"),
         (printed("'/tmp/abc'"), "names a folder of one machine"),
-        (printed("x" * 700_000), "more than 600 kB"),
-        (teacher_outputs, "the teacher's edition should have none"),
+        (printed("x" * 1_000_000), "more than 900 kB"),
+        (
+            spoil(lambda cell: cell.update(execution_count=1), teacher=True),
+            "the teacher's edition should have none",
+        ),
         (lambda root: edition(root)[0].unlink(), "missing"),
         (lambda root: edition(root)[0].rename(root / "notebooks" / "09_x.ipynb"), "has no source"),
         (lambda root: (root / "notebooks" / "README.md").write_text("old"), "README.md"),
@@ -222,7 +208,7 @@ def teacher_outputs(root):
 )
 def test_check_names_what_is_wrong(built, change, said):
     change(built)
-    faults = authoring.check(root=built)
+    faults = build.check(root=built)
     assert any(said in fault for fault in faults), faults
     assert all(fault.startswith("notebooks/") for fault in faults)
 
@@ -231,16 +217,16 @@ def test_a_failing_cell_fails_the_build(root):
     source = root / "notebooks" / "src" / "07_lesson.py"
     source.write_text(SOURCE + "\n# %%\n1 / 0\n")
     with pytest.raises(Exception, match="ZeroDivisionError"):
-        authoring.build(root=root)
+        build.build(root=root)
     assert not (root / "notebooks" / "07_lesson.ipynb").exists()
 
 
 def test_header_and_names_are_checked(root):
     with pytest.raises(StylenbError, match="there are 07_lesson"):
-        authoring.build(["12"], root=root)
+        build.build(["12"], root=root)
     (root / "notebooks" / "src" / "07_lesson.py").write_text("# %%\n1\n")
     with pytest.raises(StylenbError, match="header lacks title"):
-        authoring.build(root=root)
+        build.build(root=root)
 
 
 @pytest.mark.parametrize("where", [".", "notebooks", "notebooks/solutions"])
@@ -249,29 +235,28 @@ def test_setup_cell_finds_the_repository(tmp_path, where):
     folder = tmp_path / where
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("stylenb", "data"):
-        (tmp_path / name).symlink_to(authoring.ROOT / name)
-    done = run_setup(folder)
+        (tmp_path / name).symlink_to(build.ROOT / name)
+    done = run(folder, "-c", build.SETUP.format(repository="no://where"))
     assert done.returncode == 0, done.stderr
 
 
 def test_setup_cell_clones_elsewhere_and_finds_the_clone_again(tmp_path):
+    setup = build.SETUP.format(repository=f"file://{build.ROOT}")
     for _ in range(2):
-        done = run_setup(tmp_path, repository=f"file://{authoring.ROOT}")
+        done = run(tmp_path, "-c", setup)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "stylenb" / "stylenb" / "doctor.py").exists()
 
 
-def run_setup(folder: Path, repository="no://where"):
-    code = authoring.SETUP.format(repository=repository)
+def run(folder: Path, *command):
+    """Python in a folder from which nothing of this repository can be imported."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=clean_env()
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, env=env
     )
 
 
-def clean_env():
-    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-
-
 @pytest.mark.pocket_model
-def test_committed_editions_are_what_their_sources_give():
-    assert authoring.check() == []
+def test_committed_editions_are_what_their_sources_give(tmp_path):
+    done = run(tmp_path, build.__file__, "--check")
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,8 @@
 """Build and check the two editions of every lesson.
 
-    python -m stylenb.authoring build [NAME ...] [--again]
-    python -m stylenb.authoring check [NAME ...]
+    python notebooks/build.py [NAME ...]           build what has changed, then check
+    python notebooks/build.py [NAME ...] --again   run every cell, even where no code changed
+    python notebooks/build.py [NAME ...] --check   only say what is wrong
 
 ``notebooks/src/NN_name.py`` (jupytext, py:percent) is the only file edited by hand. From it come
 
@@ -23,12 +24,23 @@ import hashlib
 import platform
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
-from .errors import StylenbError
+import jupytext
+import nbformat
+from nbconvert.preprocessors import (
+    ClearMetadataPreprocessor,
+    ExecutePreprocessor,
+    TagRemovePreprocessor,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 600_000  # bytes in one learner's notebook, outputs and all
+sys.path.insert(0, str(ROOT))  # as a script it finds the package from any folder
+
+from stylenb.errors import StylenbError
+
+LIMIT = 900_000  # bytes in one learner's notebook, outputs and all
 PICTURES = ("image/png", "image/jpeg")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root|work|home|tmp|Users)/[\w.-]+")
 EDITIONS = {"learner": ("solution", "instructor"), "teacher": ("exercise",)}  # the tags left out
@@ -62,21 +74,24 @@ def sources(root: Path = ROOT) -> list[Path]:
 
 
 def edition_path(source: Path, edition: str) -> Path:
-    folder = source.parent.parent
-    return (folder if edition == "learner" else folder / "solutions") / f"{source.stem}.ipynb"
+    folder = "." if edition == "learner" else "solutions"
+    return source.parents[1] / folder / f"{source.stem}.ipynb"
 
 
-def read_source(source: Path):
-    """A source file as a notebook; its header must hold every field of ``HEADER``."""
-    import jupytext
-
-    notebook = jupytext.read(source, fmt="py:percent")
-    header = notebook.metadata.get("stylenb", {})
+def read_header(source: Path) -> dict:
+    """What a source file says of its lesson; it must hold every field of ``HEADER``."""
+    above = source.read_text("utf-8").split("\n# %%")[0]
+    header = jupytext.reads(above, fmt="py:percent").metadata.get("stylenb", {})
     if missing := [field for field in HEADER if field not in header]:
         raise StylenbError(
             f"{source.name}: its header lacks {', '.join(missing)} under 'stylenb:'."
         )
-    return notebook
+    return header
+
+
+def title(source: Path) -> str:
+    """``"01 · The VAE latent space"`` for ``01_vae_latent_space.py``."""
+    return f"{source.stem.split('_')[0]} · {read_header(source)['title']}"
 
 
 def badges(name: str, root: Path = ROOT) -> str:
@@ -92,11 +107,8 @@ def badges(name: str, root: Path = ROOT) -> str:
 
 def make_edition(source: Path, edition: str):
     """The notebook, without outputs, that ``source`` gives for ``edition``, see ``EDITIONS``."""
-    from nbconvert.preprocessors import ClearMetadataPreprocessor, TagRemovePreprocessor
-    from nbformat import v4
-
-    root, notebook = source.parent.parent.parent, read_source(source)
-    header = notebook.metadata["stylenb"]
+    root, header = source.parents[2], read_header(source)
+    notebook, v4 = jupytext.read(source, fmt="py:percent"), nbformat.v4
     lessons = sources(root)
     following = lessons[lessons.index(source) + 1 :]
     index = "README.md" if edition == "learner" else "../README.md"
@@ -124,19 +136,12 @@ def make_edition(source: Path, edition: str):
         "language_info": {"name": "python"},
     }
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    seen: dict[tuple, int] = {}
-    for (
-        cell
-    ) in notebook.cells:  # ids from the source, so that a rebuild without a change is no diff
+    seen: Counter[tuple] = Counter()
+    for cell in notebook.cells:  # ids from the source: a rebuild without a change is no diff
         key = (source.stem, cell.cell_type, cell.source)
-        seen[key] = seen.get(key, 0) + 1
+        seen[key] += 1
         cell.id = hashlib.sha256("\n".join((*key, str(seen[key]))).encode()).hexdigest()[:12]
     return notebook
-
-
-def title(source: Path) -> str:
-    """``"01 · The VAE latent space"`` for ``01_vae_latent_space.py``."""
-    return f"{source.stem.split('_')[0]} · {read_source(source).metadata['stylenb']['title']}"
 
 
 def _cells(notebook) -> list[tuple]:
@@ -150,16 +155,16 @@ def _code(notebook) -> list[tuple]:
 
 
 def _read_edition(path: Path):
-    import nbformat
-
     return nbformat.read(path, as_version=4) if path.exists() else None
 
 
-def _write_edition(notebook, path: Path) -> None:
-    import nbformat
-
+def _write(path: Path, text: str) -> list[Path]:
+    """The path if that changed the file."""
+    if path.exists() and path.read_text("utf-8") == text:
+        return []
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    return [path]
 
 
 def run_notebook(notebook, folder: Path, timeout: int = 900) -> None:
@@ -168,17 +173,15 @@ def run_notebook(notebook, folder: Path, timeout: int = 900) -> None:
     Progress bars, warnings, widgets and timings differ from run to run, so they are left out, and
     in printed text what is of this machine only, such as its folders, gives way to names.
     """
-    from nbconvert.preprocessors import ExecutePreprocessor
-
     ExecutePreprocessor(
         timeout=timeout, kernel_name="python3", record_timing=False, store_widget_state=False
     ).preprocess(notebook, {"metadata": {"path": str(folder)}})
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
-        cell.metadata.pop("execution", None)
         cell.outputs = [
             output
             for output in cell.outputs
@@ -212,33 +215,20 @@ def build(names: list[str] | None = None, root: Path = ROOT, again: bool = False
     for source in _chosen(names, root):
         learner, path = make_edition(source, "learner"), edition_path(source, "learner")
         recorded = _read_edition(path)
-        if (
-            again
-            or recorded is None
-            or _code(recorded) != _code(learner)
-            or not _complete(recorded)
-        ):
+        same = recorded and _code(recorded) == _code(learner) and _complete(recorded)
+        if again or not same:
             print(f"running {source.stem} ...", flush=True)
             run_notebook(learner, path.parent)
         else:
-            outputs = {cell.id: cell for cell in recorded.cells if cell.cell_type == "code"}
+            before = {cell.id: cell for cell in recorded.cells}
             for cell in learner.cells:
                 if cell.cell_type == "code":
-                    cell.outputs = outputs[cell.id].outputs
-                    cell.execution_count = outputs[cell.id].execution_count
-        for notebook, target in (
-            (learner, path),
-            (make_edition(source, "teacher"), edition_path(source, "teacher")),
-        ):
-            before = target.read_bytes() if target.exists() else None
-            _write_edition(notebook, target)
-            if target.read_bytes() != before:
-                written.append(target)
-    index = root / "notebooks" / "README.md"
-    if not index.exists() or index.read_text("utf-8") != make_index(root):
-        index.write_text(make_index(root), encoding="utf-8")
-        written.append(index)
-    return written
+                    cell.outputs = before[cell.id].outputs
+                    cell.execution_count = before[cell.id].execution_count
+        written += _write(path, nbformat.writes(learner))
+        teacher = make_edition(source, "teacher")
+        written += _write(edition_path(source, "teacher"), nbformat.writes(teacher))
+    return written + _write(root / "notebooks" / "README.md", make_index(root))
 
 
 def make_index(root: Path = ROOT) -> str:
@@ -253,7 +243,7 @@ def make_index(root: Path = ROOT) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for source in sources(root):
-        h = read_source(source).metadata["stylenb"]
+        h = read_header(source)
         lines.append(
             f"| [{title(source)}]({source.stem}.ipynb) | {h['about']} | {h['read']} min "
             f"| {h['do']} min | {h['needs']} | {badges(source.stem, root)} |"
@@ -266,7 +256,7 @@ def make_index(root: Path = ROOT) -> str:
             "[solutions](solutions).",
             "",
             "Both editions and this page are made from [src](src): change a lesson there, then run "
-            "`python -m stylenb.authoring build`.",
+            "`python notebooks/build.py`.",
             "",
         ]
     )
@@ -278,13 +268,12 @@ def _complete(notebook) -> bool:
     )
 
 
-def _output_text(notebook) -> str:
+def _output_text(outputs: list) -> str:
     """All recorded text: printed, plain or HTML, without what pictures are encoded in."""
     texts = []
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            texts.append(output.get("text", ""))
-            texts += [str(v) for kind, v in output.get("data", {}).items() if kind not in PICTURES]
+    for output in outputs:
+        texts.append(output.get("text", ""))
+        texts += [str(v) for kind, v in output.get("data", {}).items() if kind not in PICTURES]
     return re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", "\n".join(texts))
 
 
@@ -293,34 +282,28 @@ def find_faults(source: Path) -> list[str]:
     faults = []
     for edition in EDITIONS:
         path = edition_path(source, edition)
-        label = path.relative_to(source.parent.parent.parent).as_posix()
+        label = path.relative_to(source.parents[2]).as_posix()
         notebook = _read_edition(path)
         if notebook is None:
             faults.append(f"{label}: missing")
             continue
-        if _cells(notebook) != _cells(make_edition(source, edition)):
-            faults.append(f"{label}: not what {source.name} gives")
-        outputs = [o for c in notebook.cells for o in c.get("outputs", ())]
-        if edition == "teacher" and (
-            outputs or any(c.get("execution_count") for c in notebook.cells)
-        ):
-            faults.append(f"{label}: has outputs, and the teacher's edition should have none")
-        if edition == "learner" and not _complete(notebook):
-            faults.append(f"{label}: outputs are missing")
-        if path.stat().st_size > LIMIT:
-            faults.append(
-                f"{label}: {path.stat().st_size / 1000:.0f} kB, more than {LIMIT / 1000:.0f} kB"
-            )
-        if "widgets" in notebook.metadata or any(
-            "widget" in m for o in outputs for m in o.get("data", ())
-        ):
-            faults.append(f"{label}: holds widget state")
-        if any(o.output_type == "error" for o in outputs):
-            faults.append(f"{label}: a cell ended in an error")
-        if any("execution" in c.metadata for c in notebook.cells):
-            faults.append(f"{label}: holds timings")
-        if found := MACHINE_PATH.search(_output_text(notebook)):
-            faults.append(f"{label}: an output names a folder of one machine, {found[0]}")
+        cells, size = notebook.cells, path.stat().st_size
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        ran = outputs or any(cell.get("execution_count") for cell in cells)
+        widgets = any("widget" in kind for output in outputs for kind in output.get("data", ()))
+        place = MACHINE_PATH.search(_output_text(outputs))
+        wrong = {
+            f"not what {source.name} gives": _cells(notebook)
+            != _cells(make_edition(source, edition)),
+            "has outputs, and the teacher's edition should have none": edition == "teacher" and ran,
+            "outputs are missing": edition == "learner" and not _complete(notebook),
+            f"{size / 1000:.0f} kB, more than {LIMIT / 1000:.0f} kB": size > LIMIT,
+            "holds widget state": widgets or "widgets" in notebook.metadata,
+            "a cell ended in an error": any(o.output_type == "error" for o in outputs),
+            "holds timings": any("execution" in cell.metadata for cell in cells),
+            f"an output names a folder of one machine, {place and place[0]}": place,
+        }
+        faults += [f"{label}: {fault}" for fault, found in wrong.items() if found]
     return faults
 
 
@@ -355,18 +338,19 @@ def _chosen(names: list[str] | None, root: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m stylenb.authoring", description=__doc__.split("\n")[0]
+        "python notebooks/build.py", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("action", choices=("build", "check"))
     parser.add_argument(
         "names", nargs="*", help="lessons, such as 01 or 01_vae_latent_space; default all"
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--again", action="store_true", help="run every cell even where no code changed"
     )
+    how.add_argument("--check", action="store_true", help="build nothing, say what is wrong")
     options = parser.parse_args(arguments)
     try:
-        if options.action == "build":
+        if not options.check:
             for path in build(options.names, again=options.again):
                 print(f"wrote {path.relative_to(ROOT).as_posix()}")
         faults = check(options.names)

@@ -4,7 +4,7 @@
 whose true rendering is known; `pareto` asks whether the default strength and scale are a sensible
 choice; `inference` puts `stylize` beside the pipeline of diffusers. `styles` trains every held-out
 style afresh and scores it; `speed`, `sd15` and `memory` put the training pipeline beside the loop
-that most public scripts use. `python -m stylenb.bench NAME ...` runs some of them, without a name
+that most public scripts use. `python data/bench.py NAME ...` runs some of them, without a name
 all; with `--record` the tables are written into data/benchmark.md. Times are of this machine and
 noisy: what to look at are the ratios, which are taken side by side.
 """
@@ -23,23 +23,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from .base import DATA, SOLVER_STEPS, Base, autocast, autocast_dtype, load
-from .baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
-from .errors import StylenbError
-from .inference import stylize, stylize_folder
-from .lora import add_lora, available_styles, remove_lora
-from .losses import noise_loss
-from .photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
-from .pocket import pretrain
-from .pocket.data import TEST_SEEDS
-from .pocket.scenes import draw_scene
-from .pocket.styles import HELD_OUT, apply_style
-from .scores import (
+# As a script it finds the package, and what lies beside it, from any folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import pretrain
+from stylenb.base import SOLVER_STEPS, Base, load
+from stylenb.baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
+from stylenb.device import autocast, autocast_dtype
+from stylenb.errors import StylenbError, replacing
+from stylenb.inference import stylize, stylize_folder
+from stylenb.lora import add_lora, available_styles, remove_lora
+from stylenb.losses import noise_loss
+from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
+from stylenb.pocket.data import SIZE, TEST_SEEDS
+from stylenb.pocket.scenes import draw_scene
+from stylenb.pocket.styles import HELD_OUT, apply_style
+from stylenb.scores import (
     at_equal_content,
     edge_agreement,
     interval,
@@ -53,7 +66,8 @@ from .scores import (
     truth_distance,
     with_error,
 )
-from .training import Settings, train_style
+from stylenb.training import Settings, train_style
+from stylenb.weights import DATA, SD15_SIZES
 
 SCENES = 32
 DISTANCES = {
@@ -70,9 +84,9 @@ def table(heads: Sequence, rows: Sequence[Sequence]) -> list[str]:
     return [row(*heads), row(*["---"] * len(heads)), *(row(*cells) for cells in rows)]
 
 
-def scenes_of(base: Base, count: int) -> list:
-    """Photo-like scenes of the base's size that no network was trained on."""
-    return [draw_scene(TEST_SEEDS + i, base.image_size).picture for i in range(count)]
+def unseen_scenes(count: int, size: int = SIZE) -> list:
+    """Photo-like scenes that no network was trained on."""
+    return [draw_scene(TEST_SEEDS + i, size).picture for i in range(count)]
 
 
 def renderings(style: str, scenes: list) -> list:
@@ -94,7 +108,7 @@ def shipped_loras() -> dict[str, Path]:
     found = {name: file for name, file in available_styles().items() if name in HELD_OUT}
     if not found:
         raise StylenbError(
-            "data/loras holds no LoRA to measure: run `python -m stylenb.pocket.pretrain loras`."
+            "data/loras holds no LoRA to measure: run `python data/pretrain.py loras`."
         )
     return found
 
@@ -110,12 +124,11 @@ def bench_truth(
 ) -> list[str]:
     """Every LoRA at the default strength and scale against every baseline that keeps as much."""
     loras, base = loras or shipped_loras(), load(base)
-    scenes = scenes_of(base, count)
+    scenes = unseen_scenes(count, base.image_size)
     seconds = dict.fromkeys(["LoRA", *baselines], 0.0)
 
     def draw(name: str, examples: list | None) -> list:
-        began = time.perf_counter()
-        one = baselines[name]
+        began, one = time.perf_counter(), baselines[name]
         drawn = [(s, one.draw(scenes, examples, s, base)) for s in one.strengths]
         seconds[name] += time.perf_counter() - began
         return drawn
@@ -123,14 +136,12 @@ def bench_truth(
     # What does not look at the style is the same for all of them.
     drawn = {name: draw(name, None) for name, one in baselines.items() if not one.sees_style}
     rows: dict[str, list] = {score: [] for score in DISTANCES}
-    nearest, apart = dict.fromkeys(DISTANCES, 0), dict.fromkeys(DISTANCES, 0)
     for style, file in loras.items():
         truth, examples = renderings(style, scenes), style_pictures(base, style)
         began = time.perf_counter()
         (lora,) = sweep(base, scenes, file, [base.default_strength], truth=truth)
         seconds["LoRA"] += time.perf_counter() - began
-        kept = lora["edges"].mean().item()
-        ceiling = encode_and_decode(base, truth)
+        limits = distances(encode_and_decode(base, truth), truth)
         curves = {
             name: [
                 {"strength": s, **distances(p, truth), "edges": edge_agreement(p, scenes)}
@@ -138,48 +149,52 @@ def bench_truth(
             ]
             for name in baselines
         }
-        for score, best_possible in distances(ceiling, truth).items():
-            others = {
-                name: at_equal_content(curve, kept, score=score) for name, curve in curves.items()
-            }
-            low = min(interval(point[score])[0] for point in others.values())
-            least = min(point[score].mean() for point in others.values())
-            near, clear = bool(lora[score].mean() < least), bool(interval(lora[score])[1] < low)
-            nearest[score] += near
-            apart[score] += clear
-            rows[score].append(
-                [
-                    style,
-                    f"{kept:.2f}",
-                    f"**{with_interval(lora[score])}**",
-                    *(
-                        f"{with_interval(point[score])} at {point['strength']:.2f}"
-                        for point in others.values()
-                    ),
-                    f"{best_possible.mean():.3f}",
-                    "yes, apart" if clear else "yes" if near else "no",
-                ]
-            )
+        for score, limit in limits.items():
+            rows[score].append([style, *compared(lora, curves, score, limit)])
             print(row(score, *rows[score][-1]), flush=True)
     lines = [
         f"{len(loras)} styles x {count} scenes; LoRA at strength {base.default_strength:g}, scale "
         f"1, {base.default_steps} steps of {base.default_solver}. Each baseline has the setting of "
-        "its knob (after *at*) "
-        "that comes nearest to the truth among those that keep at least as much of the scene as "
-        "the LoRA does, by the agreement of their edges (*kept*); between settings its scores are "
-        f"interpolated. Gatys ran {GATYS_STEPS} steps a picture. ± is half of the 95 % interval of "
-        "the mean; *apart* says that the LoRA's interval overlaps with none. *Limit* is the true "
-        "rendering after the autoencoder alone.",
+        "its knob (after *at*) that comes nearest to the truth among those that keep at least as "
+        "much of the scene as the LoRA does, by the agreement of their edges (*kept*); between "
+        f"settings its scores are interpolated. Gatys ran {GATYS_STEPS} steps a picture. ± is half "
+        "of the 95 % interval of the mean; *apart* says that the LoRA's interval overlaps with "
+        "none. *Limit* is the true rendering after the autoencoder alone.",
     ]
-    for score, how in DISTANCES.items():
-        heads = ["style", "kept", "LoRA", *baselines, "limit", "LoRA nearest"]
-        lines += ["", f"Distance to the truth {how}:", "", *table(heads, rows[score]), ""]
-        lines.append(
-            f"By distance {how}, the LoRA is nearer than every baseline in {nearest[score]} of "
-            f"{len(loras)} styles, with intervals that do not overlap in {apart[score]}."
-        )
+    for score in DISTANCES:
+        lines += truth_table(score, baselines, rows[score])
     times = ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items())
     return [*lines, "", f"Seconds in all: {times}."]
+
+
+def compared(lora: dict, curves: Mapping[str, list], score: str, limit) -> list[str]:
+    """Cells: the LoRA beside the best of every baseline's curve that keeps as much, and whether
+    the LoRA is the nearest."""
+    kept = lora["edges"].mean().item()
+    others = [at_equal_content(curve, kept, score=score) for curve in curves.values()]
+    near = lora[score].mean() < min(point[score].mean() for point in others)
+    apart = interval(lora[score])[1] < min(interval(point[score])[0] for point in others)
+    return [
+        f"{kept:.2f}",
+        f"**{with_interval(lora[score])}**",
+        *(f"{with_interval(point[score])} at {point['strength']:.2f}" for point in others),
+        f"{limit.mean():.3f}",
+        "yes, apart" if apart else "yes" if near else "no",
+    ]
+
+
+def truth_table(score: str, baselines: Mapping, rows: list) -> list[str]:
+    how, nearest = DISTANCES[score], [cells[-1] for cells in rows]
+    return [
+        "",
+        f"Distance to the truth {how}:",
+        "",
+        *table(["style", "kept", "LoRA", *baselines, "limit", "LoRA nearest"], rows),
+        "",
+        f"By distance {how}, the LoRA is nearer than every baseline in "
+        f"{len(nearest) - nearest.count('no')} of {len(rows)} styles, with intervals that do not "
+        f"overlap in {nearest.count('yes, apart')}.",
+    ]
 
 
 def distances(pictures: list, truth: list) -> dict[str, torch.Tensor]:
@@ -207,7 +222,7 @@ def bench_pareto(
 ) -> list[str]:
     """Strength x scale for every LoRA: is the default beaten by another setting?"""
     loras, base = loras or shipped_loras(), load(base)
-    scenes, default = scenes_of(base, count), (base.default_strength, 1.0)
+    scenes, default = unseen_scenes(count, base.image_size), (base.default_strength, 1.0)
     strengths, scales = sorted({*strengths, default[0]}), sorted({*scales, default[1]})
     found = {
         style: sweep(base, scenes, file, strengths, scales, renderings(style, scenes), style)
@@ -277,19 +292,9 @@ def bench_inference(
     photo_side: int = 640,
 ) -> list[str]:
     """`stylize` and the pipeline of diffusers with the same LoRA, steps and strength, in turns."""
-    from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
-
     file = Path(lora or next(iter(shipped_loras().values())))
     own = load(base)
-    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
-        own.folder,
-        variant="fp16" if list((Path(own.folder) / "unet").glob("*.fp16.*")) else None,
-        safety_checker=None,
-        requires_safety_checker=False,
-    ).to(own.device, own.dtype)
-    pipe.scheduler = DDIMScheduler.from_config(own.scheduler.config)
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = diffusers_pipeline(own, file)
     photo = sample_photo("chelsea", own.image_size)
     steps = SOLVER_STEPS["ddim"]
     how = {"strength": own.default_strength, "num_inference_steps": steps}
@@ -302,44 +307,57 @@ def bench_inference(
         "diffusers, default guidance": diffusers,
         "diffusers, guidance 1": lambda: diffusers(guidance_scale=1.0),
     }
-    work = {}
+    work = []
     for name, call in calls.items():
         call()  # the first one loads the LoRA, and warms up
         with counted(own.unet if name == "stylize" else pipe.unet) as batches:
             call()
-        work[name] = f"{len(batches)} of {'/'.join(map(str, sorted(set(batches))))}"
-    taken = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            taken[name].append(timed(call))
-    ours, guided, plain = (np.array(seconds) for seconds in taken.values())
-    ratios = ["1", *(f"{np.median(other / ours):.2f}" for other in (guided, plain))]
+        work.append(f"{len(batches)} of {'/'.join(map(str, sorted(set(batches))))}")
+    taken = in_turns([partial(timed, call) for call in calls.values()], rounds)
+    medians = [f"{np.median(seconds):.3f}" for seconds in taken]
+    ratios = ["1", *(f"{np.median(other / taken[0]):.2f}" for other in taken[1:])]
     aims = ["under 2 s", "at least 1.8", f"at least {1 / 1.05:.2f}"]
-    rows = [
-        [name, f"{np.median(seconds):.3f}", work[name], ratio, aim]
-        for (name, seconds), ratio, aim in zip(taken.items(), ratios, aims, strict=True)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "photos"
-        source.mkdir()
-        for i in range(photos):
-            name = SAMPLE_PHOTOS[i % len(SAMPLE_PHOTOS)]
-            sample_photo(name, photo_side).save(source / f"{i:03d}.jpg", quality=90)
-        whole = timed(
-            lambda: stylize_folder(source, Path(folder) / "out", file, base=own, progress=False)
-        )
-        done = len(list((Path(folder) / "out").glob("*.png")))
+    whole, done = folder_seconds(own, file, photos, photo_side)
     return [
         f"One photo at {own.image_size} px, strength {own.default_strength:g}, "
         f"{steps} DDIM steps, {str(own.dtype).removeprefix('torch.')}, {rounds} rounds in "
         "turns: medians, and the median of the ratios within a round.",
         "",
-        *table(["what", "seconds", "calls of the UNet", "times as long", "aim"], rows),
+        *table(
+            ["what", "seconds", "calls of the UNet", "times as long", "aim"],
+            list(zip(calls, medians, work, ratios, aims, strict=True)),
+        ),
         "",
         f"A folder of {done} JPEG photos of {photo_side} px took {whole:.1f} s with "
         f"{own.default_steps} steps of {own.default_solver}, "
         f"{whole / done:.2f} s a photo (aim: 100 in under 60 s).",
     ]
+
+
+def diffusers_pipeline(base: Base, lora: Path) -> StableDiffusionImg2ImgPipeline:
+    """What diffusers makes of the base's folder and a LoRA."""
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
+        base.folder,
+        variant="fp16" if list((Path(base.folder) / "unet").glob("*.fp16.*")) else None,
+        safety_checker=None,
+        requires_safety_checker=False,
+    ).to(base.device, base.dtype)
+    pipe.scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    pipe.load_lora_weights(str(lora.parent), weight_name=lora.name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def folder_seconds(base: Base, lora: Path, photos: int, side: int) -> tuple[float, int]:
+    """How long a folder of photos takes, and how many came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder) / "photos", Path(folder) / "out"
+        source.mkdir()
+        for i in range(photos):
+            name = SAMPLE_PHOTOS[i % len(SAMPLE_PHOTOS)]
+            sample_photo(name, side).save(source / f"{i:03d}.jpg", quality=90)
+        taken = timed(lambda: stylize_folder(source, output, lora, base=base, progress=False))
+        return taken, len(list(output.glob("*.png")))
 
 
 @contextmanager
@@ -360,6 +378,12 @@ def timed(call: Callable) -> float:
     return time.perf_counter() - began
 
 
+def in_turns(measures: Sequence[Callable[[], float]], rounds: int) -> np.ndarray:
+    """Rounds of each measure in turn, so that a busy machine slows all of them alike:
+    (measures, rounds)."""
+    return np.array([[measure() for measure in measures] for _ in range(rounds)]).T
+
+
 # ------------------------------------------------------------------------------------- styles
 
 
@@ -373,15 +397,14 @@ def bench_styles(
     seconds, share that the judge names rightly, and distance to the true rendering."""
     base = load(base)
     settings = settings or Settings.for_base(base)
-    scenes = scenes_of(base, count)
+    scenes = unseen_scenes(count, base.image_size)
     plain = redraw(base, scenes)
     shares, seconds, rows = [], [], []
     for style in styles:
         truth = renderings(style, scenes)
         pictures = style_pictures(base, style), content_pictures(base)
-        began = time.perf_counter()
-        train_style(base, *pictures, style, settings, progress=False)
-        seconds.append(time.perf_counter() - began)
+        train = partial(train_style, base, *pictures, style, settings, progress=False)
+        seconds.append(timed(train))
         results = redraw(base, scenes)
         remove_lora(base, style)
         right = [[guess == style for guess in judge(p)] for p in (results, plain)]
@@ -472,12 +495,7 @@ def public_loop(base: Base, pictures: list, prompt: str, settings: Settings) -> 
 def seconds_of(call, count: int) -> float:
     """Median seconds of a call, after one to warm up."""
     call()
-    taken = []
-    for _ in range(count):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+    return float(np.median([timed(call) for _ in range(count)]))
 
 
 def own_loop(base: Base, pictures: list, settings: Settings) -> float:
@@ -492,25 +510,23 @@ def own_loop(base: Base, pictures: list, settings: Settings) -> float:
 
 
 def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -> list[str]:
-    """Rounds of each loop in turn, so that a busy machine slows all of them alike; and the memory
-    that each takes."""
+    """Each loop's seconds a step, and the memory that it takes."""
     settings = Settings(steps=steps)
     plain = replace(settings, lpips_weight=0.0, style_weight=0.0)
-    taken: dict[str, list[float]] = {"public loop": [], "L2": [], "L2 + LPIPS + style": []}
-    peaks = [f"{peak_of(name, base):.0f}" for name in taken]
+    names = ["public loop", "L2", "L2 + LPIPS + style"]
+    peaks = [f"{peak_of(name, base):.0f}" for name in names]
     loaded = load(base)
     pictures = style_pictures(loaded, HELD_OUT[0])
-    for _ in range(rounds):
-        taken["public loop"].append(public_loop(load_public(base), pictures, PROMPT, settings))
-        taken["L2"].append(own_loop(loaded, pictures, plain))
-        taken["L2 + LPIPS + style"].append(own_loop(loaded, pictures, settings))
-    public, l2, full = (np.median(values) for values in taken.values())
-    rows = [
-        ["public loop", f"{public:.3f}", "1", ""],
-        ["L2", f"{l2:.3f}", f"{public / l2:.2f} times faster than the public loop", "2"],
-        ["L2 + LPIPS + style", f"{full:.3f}", f"{full / l2:.2f} of L2 alone", "1.5"],
-    ]
-    rows = [[*cells, peak] for cells, peak in zip(rows, peaks, strict=True)]
+    loops = (
+        lambda: public_loop(load_public(base), pictures, PROMPT, settings),
+        lambda: own_loop(loaded, pictures, plain),
+        lambda: own_loop(loaded, pictures, settings),
+    )
+    public, l2, full = medians = np.median(in_turns(loops, rounds), axis=1)
+    ratios = ["1", f"{public / l2:.2f} times faster than the public loop"]
+    ratios.append(f"{full / l2:.2f} of L2 alone")
+    seconds = [f"{median:.3f}" for median in medians]
+    rows = list(zip(names, seconds, ratios, ["", "2", "1.5"], peaks, strict=True))
     bfloat16 = "has" if autocast_dtype(loaded.device) else "has no"
     return [
         f"{steps} steps of {settings.batch_size}, {rounds} times each in turns, rank "
@@ -523,32 +539,9 @@ def bench_speed(base: str | Path = "pocket", steps: int = 24, rounds: int = 3) -
     ]
 
 
-SD15 = {
-    "side": 512,
-    "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "vae": {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-        "latent_channels": 4,
-    },
-    "text": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    },
-}
-
-
-def bench_sd15(sizes: Mapping = SD15, rounds: int = 2) -> list[str]:
+def bench_sd15(sizes: Mapping = SD15_SIZES, rounds: int = 2) -> list[str]:
     """One training step of LoRA, rank 4, batch 1, 512 px, with SD v1.5's sizes and random weights:
     with VAE and text encoder at every step in float32, and without them in what this CPU has."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from peft import LoraConfig
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     device = torch.device("cpu")
     unet = UNet2DConditionModel(**sizes["unet"]).requires_grad_(False)
     unet.add_adapter(
@@ -575,13 +568,9 @@ def bench_sd15(sizes: Mapping = SD15, rounds: int = 2) -> list[str]:
         for p in unet.parameters():
             p.grad = None
 
-    for public in (True, False):
-        step(public)
-    taken = {public: [] for public in (True, False)}
-    for _ in range(rounds):
-        for public, seconds in taken.items():
-            seconds.append(timed(lambda public=public: step(public)))
-    public, own = (float(np.mean(seconds)) for seconds in taken.values())
+    loops = [partial(timed, partial(step, public)) for public in (True, False)]
+    in_turns(loops, 1)  # to warm up
+    public, own = in_turns(loops, rounds).mean(axis=1)
     rows = [
         ["public loop", f"{public:.3g}", "1", ""],
         ["L2", f"{own:.3g}", f"{public / own:.2f} times faster", "1.3"],
@@ -636,9 +625,9 @@ def peak_resident_memory() -> float:
 def peak_of(name: str, base: str | Path) -> float:
     """The peak memory in MB of a configuration, in a process of its own, since a peak never
     falls."""
-    command = [sys.executable, "-m", "stylenb.bench", "peak"]
+    command = [sys.executable, __file__, "peak"]
     command += ["--configuration", name, "--base", str(base)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise StylenbError(
             f"The run {name!r} failed: {(done.stderr.strip() or 'no output').splitlines()[-1]}"
@@ -667,7 +656,7 @@ BENCHES = {
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stylenb.bench",
+        prog="python data/bench.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -694,21 +683,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def record(card: Path, name: str, title: str, lines: list[str]) -> None:
-    """Put a section into the card, in place of the one of this name if there is one."""
+    """Put a section into the card, and on what machine it was measured."""
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
-    section = (
-        f"<!-- {name} -->\n## {title}\n\n`python -m stylenb.bench {name}` on {machine}.\n\n"
-        + "\n".join(lines)
-        + f"\n<!-- /{name} -->\n"
-    )
+    how = f"`python data/bench.py {name}` on {machine}."
+    fill_in(card, name, [f"## {title}", "", how, "", *lines])
+
+
+def fill_in(card: Path, name: str, lines: list[str]) -> None:
+    """Put lines into the card, in place of what its marks of this name enclose if it has them."""
+    section = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->\n"])
     text = card.read_text(encoding="utf-8") if card.exists() else "# Benchmark\n\n"
     marks = re.compile(rf"(?s)<!-- {name} -->\n.*<!-- /{name} -->\n")
     text = marks.sub(lambda _: section, text) if marks.search(text) else text + section + "\n"
-    temporary = card.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(card)
+    with replacing(card) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
