@@ -19,12 +19,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
-from notebooks.build import sources
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file
 
 import stylenb
+from notebooks.build import sources
 from stylenb import device, inference, loop, losses, scores
 from stylenb.lora import GROUPS, add_lora, merge_lora, set_scale
 from stylenb.lora_files import export_lora

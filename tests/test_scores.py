@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import stylenb
 from stylenb import StylenbError, judge, losses, lpips_distance, psnr, sample_photo, scores
-from stylenb.lora import adapters, add_lora, save_lora, set_scale
+from stylenb.lora import adapters, add_lora, set_scale
+from stylenb.lora_files import save_lora
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
 

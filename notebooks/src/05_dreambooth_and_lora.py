@@ -56,7 +56,7 @@ from stylenb.dreambooth import prior_set, set_losses, train_dreambooth, undo_dre
 from stylenb.loop import generator_at, order_at, spread_timesteps
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES
-from stylenb.pocket.data import TEST_SEEDS
+from stylenb.pocket.training_mix import TEST_SEEDS
 from stylenb.scores import judge, style_probability
 from stylenb.weights import DATA
 
