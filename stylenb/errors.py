@@ -29,6 +29,13 @@ class StylenbError(ValueError):
     """Something the caller can mend; its text is one sentence that says what to do."""
 
 
+def not_writable(path: Path, error: Exception) -> StylenbError:
+    """The sentence for an OSError, or for safetensors' own, which tells its number in words."""
+    wrapped = re.search(r"os error (\d+)", str(error))
+    number = int(wrapped[1]) if wrapped else getattr(error, "errno", None)
+    return StylenbError(f"'{path}' cannot be written, {_ADVICE.get(number, error)}.")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file, or a folder, under a temporary name; it gets its own name when it is whole.
@@ -55,10 +62,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             old.rename(path)
         if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
             raise
-        wrapped = re.search(r"os error (\d+)", str(error))  # safetensors tells the number in words
-        number = int(wrapped[1]) if wrapped else getattr(error, "errno", None)
-        advice = _ADVICE.get(number, f"{error}: choose another folder")
-        raise StylenbError(f"'{path}' cannot be written, {advice}.") from error
+        raise not_writable(path, error) from error
 
 
 def _remove(path: Path) -> None:
