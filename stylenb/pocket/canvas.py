@@ -87,9 +87,9 @@ class Canvas:
     def blocked(self, x, y, half) -> bool:
         """Would a thing of this half width stand on a path, in the river or in a house?"""
         for ys, middle, wide in self.ways:
-            reach = np.interp(y, ys, wide) + half
-            if ys[0] - 2 <= y <= ys[-1] and abs(x - np.interp(y, ys, middle)) < reach:
-                return True
+            if ys[0] - 2 <= y <= ys[-1]:
+                if abs(x - np.interp(y, ys, middle)) < np.interp(y, ys, wide) + half:
+                    return True
         return any(abs(x - hx) < half + hw and y > hy - 16 for hx, hy, hw in self.plots)
 
     def fill(self, shapes, colour, to=None, axis=None, alpha=1.0, blur=0.0, label=None, on=None):
