@@ -45,13 +45,15 @@ from stylenb.base import SOLVER_STEPS, Base, load
 from stylenb.baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
 from stylenb.device import autocast, autocast_dtype
 from stylenb.errors import StylenbError, replacing
-from stylenb.inference import stylize, stylize_folder
-from stylenb.lora import add_lora, available_styles, remove_lora
+from stylenb.folders import stylize_folder
+from stylenb.inference import redraw, stylize
+from stylenb.lora import add_lora, remove_lora
+from stylenb.lora_files import available_styles
 from stylenb.losses import noise_loss
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
-from stylenb.pocket.data import SIZE, TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, apply_style
+from stylenb.pocket.training_mix import SIZE, TEST_SEEDS
 from stylenb.scores import (
     at_equal_content,
     edge_agreement,
@@ -61,7 +63,6 @@ from stylenb.scores import (
     mean_and_error,
     pareto,
     pixel_distance,
-    redraw,
     sweep,
     truth_distance,
     with_error,
@@ -154,12 +155,13 @@ def bench_truth(
             print(row(score, *rows[score][-1]), flush=True)
     lines = [
         f"{len(loras)} styles x {count} scenes; LoRA at strength {base.default_strength:g}, scale "
-        f"1, {base.default_steps} steps of {base.default_solver}. Each baseline has the setting of "
-        "its knob (after *at*) that comes nearest to the truth among those that keep at least as "
-        "much of the scene as the LoRA does, by the agreement of their edges (*kept*); between "
-        f"settings its scores are interpolated. Gatys ran {GATYS_STEPS} steps a picture. ± is half "
-        "of the 95 % interval of the mean; *apart* says that the LoRA's interval overlaps with "
-        "none. *Limit* is the true rendering after the autoencoder alone.",
+        f"1, {base.default_num_inference_steps} steps of {base.default_solver}. Each baseline has "
+        "the setting of its knob (after *at*) that comes nearest to the truth among those that "
+        "keep at least as much of the scene as the LoRA does, by the agreement of their edges "
+        "(*kept*); between settings its scores are interpolated. Gatys ran "
+        f"{GATYS_STEPS} steps a picture. ± is half of the 95 % interval of the mean; *apart* says "
+        "that the LoRA's interval overlaps with none. *Limit* is the true rendering after the "
+        "autoencoder alone.",
     ]
     for score in DISTANCES:
         lines += truth_table(score, baselines, rows[score])
@@ -329,7 +331,7 @@ def bench_inference(
         ),
         "",
         f"A folder of {done} JPEG photos of {photo_side} px took {whole:.1f} s with "
-        f"{own.default_steps} steps of {own.default_solver}, "
+        f"{own.default_num_inference_steps} steps of {own.default_solver}, "
         f"{whole / done:.2f} s a photo (aim: 100 in under 60 s).",
     ]
 
@@ -398,14 +400,14 @@ def bench_styles(
     base = load(base)
     settings = settings or Settings.for_base(base)
     scenes = unseen_scenes(count, base.image_size)
-    plain = redraw(base, scenes)
+    plain = redraw(base, scenes, seed=range(count))
     shares, seconds, rows = [], [], []
     for style in styles:
         truth = renderings(style, scenes)
         pictures = style_pictures(base, style), content_pictures(base)
         train = partial(train_style, base, *pictures, style, settings, progress=False)
         seconds.append(timed(train))
-        results = redraw(base, scenes)
+        results = redraw(base, scenes, seed=range(count))
         remove_lora(base, style)
         right = [[guess == style for guess in judge(p)] for p in (results, plain)]
         shares.append(np.mean(right[0]))
@@ -425,11 +427,11 @@ def bench_styles(
         f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}, alpha "
         f"{settings.final_alpha:g} when finished; *seconds* of the whole training, encoding "
         f"included; {count} scenes redrawn at strength {base.default_strength:g}, "
-        f"{base.default_steps} steps of {base.default_solver}. Distances to the true rendering: of "
-        "the LoRA's picture, of the *photo* as it was, and of *plain* image-to-image without LoRA; "
-        "± is the standard error over the scenes, and 0 where the judge is right in all or none of "
-        "them. The judge, through which the first three distances are taken, was in no training "
-        "loss; the network behind LPIPS was.",
+        f"{base.default_num_inference_steps} steps of {base.default_solver}. Distances to the true "
+        "rendering: of the LoRA's picture, of the *photo* as it was, and of *plain* image-to-image "
+        "without LoRA; ± is the standard error over the scenes, and 0 where the judge is right in "
+        "all or none of them. The judge, through which the first three distances are taken, was in "
+        "no training loss; the network behind LPIPS was.",
         "",
         *table(heads, rows),
         "",
@@ -590,7 +592,11 @@ CONFIGURATIONS = {
     "L2": {"lpips_weight": 0.0, "style_weight": 0.0},
     "L2 + LPIPS + style": {},
     "the same, gradient checkpointing": {"gradient_checkpointing": True},
-    "the same, 2 x 4 accumulated": {"batch_size": 4, "accumulate": 2, "picture_batch": 1},
+    "the same, 2 x 4 accumulated": {
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "picture_batch": 1,
+    },
     "rank 64": {"rank": 64},
 }
 

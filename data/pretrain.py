@@ -43,11 +43,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from stylenb.base import load
 from stylenb.device import autocast, autocast_dtype
 from stylenb.errors import replacing
+from stylenb.loop import spread_timesteps
 from stylenb.lora import remove_lora
 from stylenb.photos import to_pictures
-from stylenb.pocket import data
+from stylenb.pocket import training_mix
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
-from stylenb.training import Settings, spread_timesteps, train_style
+from stylenb.training import Settings, train_style
 from stylenb.weights import DATA
 
 POCKET = DATA / "pocket-sd"
@@ -218,7 +219,7 @@ def as_tensor(pictures: np.ndarray, device) -> torch.Tensor:
     return x.to(device).float() / 127.5 - 1
 
 
-def picture_batch(pictures, step, args, batch_size=None, crop=data.SIZE):
+def picture_batch(pictures, step, args, batch_size=None, crop=training_mix.SIZE):
     """A batch of pictures in [-1, 1], half of them flipped, and their indices.
 
     With `crop`, a square of that side whose corner lies on the grid of latents (8 px).
@@ -227,7 +228,7 @@ def picture_batch(pictures, step, args, batch_size=None, crop=data.SIZE):
     index = random.integers(len(pictures), size=batch_size or args.batch_size)
     batch = []
     for i in index:
-        left, top = 8 * random.integers((data.SIZE - crop) // 8 + 1, size=2)
+        left, top = 8 * random.integers((training_mix.SIZE - crop) // 8 + 1, size=2)
         picture = pictures[i, top : top + crop, left : left + crop]
         batch.append(picture[:, ::-1] if random.random() < 0.5 else picture)
     return as_tensor(np.stack(batch), args.device), index
@@ -245,7 +246,7 @@ def new_vae() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
-        sample_size=data.SIZE,
+        sample_size=training_mix.SIZE,
         mid_block_add_attention=False,
     )
 
@@ -271,15 +272,15 @@ def reconstruction_loss(y, x):
 
 
 def train_vae(args) -> None:
-    known, _ = data.known_set(args.work, args.pictures)
-    held_out, _ = data.held_out_set(args.work, args.pictures * 2 // 5)
+    known, _ = training_mix.known_set(args.work, args.pictures)
+    held_out, _ = training_mix.held_out_set(args.work, args.pictures * 2 // 5)
     pictures = np.concatenate([known, held_out])
     torch.manual_seed(0)
     vae = new_vae()
 
     def loss_of(step, progress):
         # Small crops first: four times as many steps in the same time. Whole pictures at the end.
-        crop = 64 if progress < 0.7 else data.SIZE
+        crop = 64 if progress < 0.7 else training_mix.SIZE
         batch_size = args.batch_size if progress < 0.7 else args.batch_size // 2
         x, _ = picture_batch(pictures, step, args, batch_size, crop)
         posterior = vae.encode(x).latent_dist
@@ -436,7 +437,7 @@ def known_latents(vae, pictures, args) -> torch.Tensor:
 
 
 def train_text_unet(args) -> None:
-    pictures, facts = data.known_set(args.work, args.pictures)
+    pictures, facts = training_mix.known_set(args.work, args.pictures)
     captions = [fact["caption"] for fact in facts]
     vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
     latents = known_latents(vae, pictures, args).to(args.device)
@@ -518,8 +519,8 @@ def train_perceptual(args) -> None:
     from lpips.lpips import ScalingLayer
     from torchvision.models import squeezenet1_1
 
-    pictures, facts = data.known_set(args.work, args.pictures)
-    more, more_facts = data.held_out_set(args.work, args.pictures * 2 // 5)
+    pictures, facts = training_mix.known_set(args.work, args.pictures)
+    more, more_facts = training_mix.held_out_set(args.work, args.pictures * 2 // 5)
     pictures, facts = np.concatenate([pictures, more]), facts + more_facts
     words, bags = caption_words(facts, len(facts) // 50)
     names = list(STYLES)
@@ -550,7 +551,7 @@ def train_judge(args) -> None:
     from torchvision.models import shufflenet_v2_x0_5
     from torchvision.transforms.functional import gaussian_blur
 
-    pictures, facts = data.judge_set(args.work, args.pictures * 2 // 3)
+    pictures, facts = training_mix.judge_set(args.work, args.pictures * 2 // 3)
     vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
     pictures = np.concatenate([pictures, decode_all(vae, encode_all(vae, pictures, args), args)])
     names = list(STYLES)
@@ -583,9 +584,9 @@ def style_pictures(style: str) -> list[Image.Image]:
     """The 16 pictures that a LoRA learns `style` from: ten scenes, three photographs, three heaps
     of shapes, so that the style and not the landscape is what they have in common."""
     kinds = ["scene"] * 10 + ["photo"] * 3 + ["shapes"] * 3
-    first = data.STYLE_PICTURE_SEEDS + 100 * list(STYLES).index(style)
+    first = training_mix.STYLE_PICTURE_SEEDS + 100 * list(STYLES).index(style)
     return [
-        apply_style(style, data.content(first + i, kind)[0], first + i)
+        apply_style(style, training_mix.content(first + i, kind)[0], first + i)
         for i, kind in enumerate(kinds)
     ]
 
@@ -595,8 +596,8 @@ def content_pictures() -> list[Image.Image]:
     photographs and heaps of shapes, none of them among the style pictures. Many, so that whatever
     colours a photo has, the LoRA has met the like."""
     kinds = ["scene"] * 24 + ["photo"] * 18 + ["shapes"] * 6
-    first = data.STYLE_PICTURE_SEEDS + 100 * len(STYLES)
-    return [data.content(first + i, kind)[0] for i, kind in enumerate(kinds)]
+    first = training_mix.STYLE_PICTURE_SEEDS + 100 * len(STYLES)
+    return [training_mix.content(first + i, kind)[0] for i, kind in enumerate(kinds)]
 
 
 def train_loras(args) -> None:

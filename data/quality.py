@@ -22,11 +22,11 @@ from data.bench import fill_in, renderings, table, unseen_scenes
 from stylenb.base import Base, load
 from stylenb.errors import replacing
 from stylenb.inference import stylize
-from stylenb.lora import available_styles
+from stylenb.lora_files import available_styles
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_pictures, to_tensor
-from stylenb.pocket.data import SIZE, TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES, STYLES, apply_style
+from stylenb.pocket.training_mix import SIZE, TEST_SEEDS
 from stylenb.scores import judge, psnr
 from stylenb.weights import DATA
 

@@ -14,11 +14,12 @@ from PIL import ImageOps
 
 import stylenb
 from data import bench, pretrain
-from stylenb import StylenbError, scores, training
+from stylenb import StylenbError, inference, loop, training
 from stylenb.baselines import BASELINES, Baseline
-from stylenb.lora import adapters, add_lora, save_lora
-from stylenb.pocket.data import TEST_SEEDS
+from stylenb.lora import adapters, add_lora
+from stylenb.lora_files import save_lora
 from stylenb.pocket.scenes import draw_scene
+from stylenb.pocket.training_mix import TEST_SEEDS
 from stylenb.training import Settings
 from stylenb.weights import SD15_SIZES
 
@@ -107,8 +108,8 @@ def test_what_a_lora_is_nearer_than(tiny_folder, lora):
     assert "in 1 of 1 styles, with intervals that do not overlap in 1." in lines[-3]
 
 
-def test_no_lora_to_measure_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("stylenb.lora.DATA", tmp_path)
+def test_no_lora_to_measure_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(bench, "available_styles", dict)
     with pytest.raises(StylenbError, match="data/loras holds no LoRA to measure: run `python"):
         bench.bench_truth()
 
@@ -172,9 +173,9 @@ def test_every_column_of_the_styles_has_its_own_number(tiny, tiny_folder, monkey
     now, drawn, trained = [0.0], [], []
     scenes = [draw_scene(TEST_SEEDS + i, 64).picture for i in range(4)]
 
-    def redraw(base, photos):
+    def redraw(base, photos, seed):
         now[0] += 1000
-        drawn.append(scores.redraw(base, photos))
+        drawn.append(inference.redraw(base, photos, seed=seed))
         return drawn[-1]
 
     def train_style(base, *given, **how):
@@ -283,7 +284,7 @@ def test_the_own_loop_counts_the_steps_with_pictures_by_their_number(tiny, monke
         *({**plain, "seconds": s} for s in (1.0, 1.0, 100.0)),
         {**looking, "seconds": 5.0},
     ]
-    monkeypatch.setattr(bench, "train_style", lambda *given, **how: training.History(rows))
+    monkeypatch.setattr(bench, "train_style", lambda *given, **how: loop.History(rows))
     assert bench.own_loop(tiny, [], Settings()) == (3 * 1.0 + 1 * 5.0) / 4
 
 
@@ -383,7 +384,10 @@ def test_every_configuration_of_the_memory_runs_what_it_is_called(tiny, monkeypa
         ("the same, gradient checkpointing", None),
         ("train_style", Settings(steps=4, gradient_checkpointing=True)),
         ("the same, 2 x 4 accumulated", None),
-        ("train_style", Settings(steps=4, batch_size=4, accumulate=2, picture_batch=1)),
+        (
+            "train_style",
+            Settings(steps=4, batch_size=4, gradient_accumulation_steps=2, picture_batch=1),
+        ),
         ("rank 64", None),
         ("train_style", Settings(steps=4, rank=64)),
     ]

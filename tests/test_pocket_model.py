@@ -20,11 +20,11 @@ from data import quality
 from data.bench import unseen_scenes
 from data.pretrain import RARE_TOKEN
 from stylenb import available_styles, judge, lpips_distance, sample_photo, stylize, to_tensor
-from stylenb.lora import about_lora
+from stylenb.lora_files import about_lora
 from stylenb.photos import SAMPLE_PHOTOS
-from stylenb.pocket.data import TEST_SEEDS
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, KNOWN, STYLES
+from stylenb.pocket.training_mix import TEST_SEEDS
 from stylenb.scores import load_judge, psnr, style_probabilities
 from stylenb.training import Settings, digest
 from stylenb.weights import DATA

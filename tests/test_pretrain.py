@@ -10,7 +10,6 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-import stylenb
 from data import pretrain
 from stylenb import load, losses, scores
 from stylenb.pocket.styles import KNOWN, STYLES
@@ -63,7 +62,7 @@ def test_the_folder_opens_in_diffusers_and_as_a_base(trained):
 def test_the_scaling_factor_makes_the_latents_unit_size(trained):
     args = SimpleNamespace(work=trained / "work", device="cpu")
     base = load(trained / "data/pocket-sd", device="cpu")
-    pictures, _ = pretrain.data.known_set(trained / "work", 24)
+    pictures, _ = pretrain.training_mix.known_set(trained / "work", 24)
     latents = pretrain.known_latents(base.vae, pictures, args)
     assert latents.shape == (2, 24, 4, 16, 16)
     # fp16 weights and the rounding of the factor move it a little
@@ -73,7 +72,7 @@ def test_the_scaling_factor_makes_the_latents_unit_size(trained):
 
 
 def test_scores_open_the_perceptual_network_and_the_judge(trained, monkeypatch):
-    monkeypatch.setattr(stylenb.base, "DATA", trained / "data")
+    monkeypatch.setattr("stylenb.weights.DATA", trained / "data")
     network = losses.load_features.__wrapped__()
     x = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     assert network(x, x).item() == 0 < network(x, -x).item()
