@@ -25,6 +25,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,7 @@ from stylenb.loop import spread_timesteps
 from stylenb.lora import remove_lora
 from stylenb.photos import to_pictures
 from stylenb.pocket import training_mix
-from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
+from stylenb.pocket.styles import HELD_OUT, KNOWN, STYLES, apply_style
 from stylenb.training import Settings, train_style
 from stylenb.weights import DATA
 
@@ -213,6 +215,50 @@ def save_half(network: nn.Module, path: Path, about: dict[str, str] | None = Non
         save_file(weights, temporary, about)
 
 
+def render_set(
+    folder: Path, name: str, count: int, first_seed: int, styles: tuple, photo_share: float
+) -> tuple[np.ndarray, list[dict]]:
+    """Draw `count` examples once and keep them in `folder`; later calls read them back.
+
+    Returns the pictures, uint8 (count, 128, 128, 3), and for each its caption, style and kind.
+    """
+    pictures_file, facts_file = folder / f"{name}.npy", folder / f"{name}.json"
+    if not facts_file.exists():  # written last, so it stands for a complete set
+        print(f"drawing {count} pictures for {name} ...", flush=True)
+        pictures = np.empty((count, training_mix.SIZE, training_mix.SIZE, 3), np.uint8)
+        facts = []
+        draw = partial(training_mix.example, styles=styles, photo_share=photo_share)
+        seeds = range(first_seed, first_seed + count)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            for i, e in enumerate(pool.map(draw, seeds, chunksize=64)):
+                pictures[i] = np.asarray(e.picture)
+                facts.append({"caption": e.caption, "style": e.style, "kind": e.kind})
+        with replacing(pictures_file) as temporary:
+            np.save(temporary, pictures)
+        with replacing(facts_file) as temporary:
+            temporary.write_text(json.dumps(facts))
+    return np.load(pictures_file), json.loads(facts_file.read_text())
+
+
+def known_set(folder: Path, count: int = 12_000):
+    """Pictures in the known styles: what the UNet and the text encoder may see."""
+    return render_set(folder, f"known-{count}", count, training_mix.TRAIN_SEEDS, KNOWN, 0.25)
+
+
+def held_out_set(folder: Path, count: int = 5_000):
+    """Pictures in the held-out styles: for the autoencoder and the perceptual network only."""
+    return render_set(
+        folder, f"held-out-{count}", count, training_mix.TRAIN_SEEDS + 1_000_000, HELD_OUT, 0.0
+    )
+
+
+def judge_set(folder: Path, count: int = 8_000):
+    """Pictures in all styles from seeds of their own: for the style judge only."""
+    return render_set(
+        folder, f"judge-{count}", count, training_mix.JUDGE_SEEDS, tuple(STYLES), 1 / len(STYLES)
+    )
+
+
 def as_tensor(pictures: np.ndarray, device) -> torch.Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
     x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
@@ -272,8 +318,8 @@ def reconstruction_loss(y, x):
 
 
 def train_vae(args) -> None:
-    known, _ = training_mix.known_set(args.work, args.pictures)
-    held_out, _ = training_mix.held_out_set(args.work, args.pictures * 2 // 5)
+    known, _ = known_set(args.work, args.pictures)
+    held_out, _ = held_out_set(args.work, args.pictures * 2 // 5)
     pictures = np.concatenate([known, held_out])
     torch.manual_seed(0)
     vae = new_vae()
@@ -437,7 +483,7 @@ def known_latents(vae, pictures, args) -> torch.Tensor:
 
 
 def train_text_unet(args) -> None:
-    pictures, facts = training_mix.known_set(args.work, args.pictures)
+    pictures, facts = known_set(args.work, args.pictures)
     captions = [fact["caption"] for fact in facts]
     vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
     latents = known_latents(vae, pictures, args).to(args.device)
@@ -519,8 +565,8 @@ def train_perceptual(args) -> None:
     from lpips.lpips import ScalingLayer
     from torchvision.models import squeezenet1_1
 
-    pictures, facts = training_mix.known_set(args.work, args.pictures)
-    more, more_facts = training_mix.held_out_set(args.work, args.pictures * 2 // 5)
+    pictures, facts = known_set(args.work, args.pictures)
+    more, more_facts = held_out_set(args.work, args.pictures * 2 // 5)
     pictures, facts = np.concatenate([pictures, more]), facts + more_facts
     words, bags = caption_words(facts, len(facts) // 50)
     names = list(STYLES)
@@ -551,7 +597,7 @@ def train_judge(args) -> None:
     from torchvision.models import shufflenet_v2_x0_5
     from torchvision.transforms.functional import gaussian_blur
 
-    pictures, facts = training_mix.judge_set(args.work, args.pictures * 2 // 3)
+    pictures, facts = judge_set(args.work, args.pictures * 2 // 3)
     vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
     pictures = np.concatenate([pictures, decode_all(vae, encode_all(vae, pictures, args), args)])
     names = list(STYLES)

@@ -62,7 +62,7 @@ def test_the_folder_opens_in_diffusers_and_as_a_base(trained):
 def test_the_scaling_factor_makes_the_latents_unit_size(trained):
     args = SimpleNamespace(work=trained / "work", device="cpu")
     base = load(trained / "data/pocket-sd", device="cpu")
-    pictures, _ = pretrain.training_mix.known_set(trained / "work", 24)
+    pictures, _ = pretrain.known_set(trained / "work", 24)
     latents = pretrain.known_latents(base.vae, pictures, args)
     assert latents.shape == (2, 24, 4, 16, 16)
     # fp16 weights and the rounding of the factor move it a little

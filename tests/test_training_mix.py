@@ -67,8 +67,8 @@ def test_the_sets_share_no_seed_and_the_known_one_no_held_out_style(monkeypatch,
     def ask(folder, name, count, first_seed, styles, photo_share):
         asked[name] = range(first_seed, first_seed + count), set(styles)
 
-    monkeypatch.setattr(mix, "render_set", ask)
-    for make in (mix.known_set, mix.held_out_set, mix.judge_set):
+    monkeypatch.setattr(pretrain, "render_set", ask)
+    for make in (pretrain.known_set, pretrain.held_out_set, pretrain.judge_set):
         make(tmp_path)
         make(tmp_path, 100_000)  # many more than the default
     for name, (_, styles) in asked.items():
@@ -104,7 +104,7 @@ def test_a_crop_of_a_photograph():
 
 def test_a_set_is_drawn_once_and_read_back(tmp_path, capsys):
     def render():
-        return mix.render_set(tmp_path / "new", "few", 3, mix.TEST_SEEDS, KNOWN, 0.25)
+        return pretrain.render_set(tmp_path / "new", "few", 3, mix.TEST_SEEDS, KNOWN, 0.25)
 
     pictures, facts = render()
     assert "drawing 3 pictures for few" in capsys.readouterr().out

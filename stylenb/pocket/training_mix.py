@@ -4,12 +4,8 @@ Every picture is a function of one seed. Ranges of seeds keep the splits apart, 
 is ever taken on a picture that a network was trained on.
 """
 
-import json
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -17,7 +13,7 @@ from PIL import Image, ImageEnhance
 from stylenb.photos import SAMPLE_PHOTOS, sample_photo
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.shapes import dead_leaves
-from stylenb.pocket.styles import HELD_OUT, KNOWN, PHRASES, STYLES, apply_style
+from stylenb.pocket.styles import KNOWN, PHRASES, apply_style
 
 SIZE = 128
 
@@ -106,42 +102,3 @@ def example(seed: int, styles: tuple[str, ...] = KNOWN, photo_share: float = 0.2
     style = "photo" if random.random() < share else others[random.integers(len(others))]
     picture, caption = content(seed, kind)
     return Example(apply_style(style, picture, seed), f"{PHRASES[style]} {caption}", style, kind)
-
-
-def render_set(
-    folder: Path, name: str, count: int, first_seed: int, styles: tuple, photo_share: float
-) -> tuple[np.ndarray, list[dict]]:
-    """Draw `count` examples once and keep them in `folder`; later calls read them back.
-
-    Returns the pictures, uint8 (count, 128, 128, 3), and for each its caption, style and kind.
-    """
-    pictures_file, facts_file = folder / f"{name}.npy", folder / f"{name}.json"
-    if not facts_file.exists():  # written last, so it stands for a complete set
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"drawing {count} pictures for {name} ...", flush=True)
-        pictures = np.empty((count, SIZE, SIZE, 3), np.uint8)
-        facts = []
-        draw = partial(example, styles=styles, photo_share=photo_share)
-        seeds = range(first_seed, first_seed + count)
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            for i, e in enumerate(pool.map(draw, seeds, chunksize=64)):
-                pictures[i] = np.asarray(e.picture)
-                facts.append({"caption": e.caption, "style": e.style, "kind": e.kind})
-        np.save(pictures_file, pictures)
-        facts_file.write_text(json.dumps(facts))
-    return np.load(pictures_file), json.loads(facts_file.read_text())
-
-
-def known_set(folder: Path, count: int = 12_000):
-    """Pictures in the known styles: what the UNet and the text encoder may see."""
-    return render_set(folder, f"known-{count}", count, TRAIN_SEEDS, KNOWN, 0.25)
-
-
-def held_out_set(folder: Path, count: int = 5_000):
-    """Pictures in the held-out styles: for the autoencoder and the perceptual network only."""
-    return render_set(folder, f"held-out-{count}", count, TRAIN_SEEDS + 1_000_000, HELD_OUT, 0.0)
-
-
-def judge_set(folder: Path, count: int = 8_000):
-    """Pictures in all styles from seeds of their own: for the style judge only."""
-    return render_set(folder, f"judge-{count}", count, JUDGE_SEEDS, tuple(STYLES), 1 / len(STYLES))
