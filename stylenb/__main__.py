@@ -14,25 +14,36 @@ from .limits import Seed, Strength, Timestep, Within, argument
 
 Scale = Annotated[float, Within(-2, 4)]
 
+_HELP = {
+    "photo": "a picture file of any size and kind, or a folder of them",
+    "--style": "see `styles`; or a LoRA .safetensors file; several, each with a weight, are mixed",
+    "--output": "where the picture goes (.png, .jpg, ...); of a folder, the folder for PNG files",
+    "--strength": "how far the photo may change, above 0 and up to 1 (default: the base's own)",
+    "--scale": "how much of the LoRA is added, -2 to 4 (default: 1)",
+    "--steps": "denoising steps (default: the base's own)",
+    "--solver": "how to denoise (default: the base's own)",
+    "--seed": "of the noise (default: 0); inversion draws none",
+    "--base": "pocket, sd15 or a model folder (default: pocket)",
+    "--fit": "make the photo square by cropping or by padding (default: crop)",
+    "--keep-colours": "the style's strokes in the photo's colours",
+    "--overwrite": "of a folder, draw anew what is there already",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 after one sentence on stderr if it did not."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        return 0
     except StylenbError as error:
-        print(f"stylenb: {error}", file=sys.stderr)
-        return 2
+        problem = str(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "stylenb":
             raise
-        print(
-            f"stylenb: the package {error.name!r} is missing: run "
-            "`pip install -r requirements.txt`.",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+        problem = f"the package {error.name!r} is missing: run `pip install -r requirements.txt`."
+    print(f"stylenb: {problem}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,74 +51,27 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m stylenb", description="Draw a photo in another art style."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
     stylize = commands.add_parser("stylize", help="draw a photo, or a folder of them, in a style")
     stylize.set_defaults(run=_stylize)
-    stylize.add_argument(
-        "photo", metavar="PHOTO", help="a picture file of any size and kind, or a folder of them"
-    )
-    stylize.add_argument(
-        "--style",
-        required=True,
-        action="append",
-        type=_style,
-        metavar="NAME[=WEIGHT]",
-        help="see `styles`; or a LoRA .safetensors file; several, each with a weight, are mixed",
-    )
-    stylize.add_argument(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="where the picture goes (.png, .jpg, ...); of a folder, the folder for PNG files",
-    )
-    stylize.add_argument(
-        "--strength",
-        type=argument(Strength),
-        help="how far the photo may change, above 0 and up to 1 (default: the base's own)",
-    )
-    stylize.add_argument(
-        "--scale",
-        type=argument(Scale),
-        default=1.0,
-        help="how much of the LoRA is added, -2 to 4 (default: 1)",
-    )
-    stylize.add_argument(
-        "--steps",
-        type=argument(Timestep),
-        dest="num_inference_steps",
-        help="denoising steps (default: the base's own)",
-    )
-    stylize.add_argument(
-        "--solver",
-        choices=("ddim", "inversion", "dpm"),
-        help="how to denoise (default: the base's own)",
-    )
-    stylize.add_argument(
-        "--seed",
-        type=argument(Seed),
-        default=0,
-        help="of the noise (default: 0); inversion draws none",
-    )
-    stylize.add_argument(
-        "--base", default="pocket", help="pocket, sd15 or a model folder (default: pocket)"
-    )
-    stylize.add_argument(
-        "--fit",
-        choices=("crop", "pad"),
-        default="crop",
-        help="make the photo square by cropping or by padding (default: crop)",
-    )
-    stylize.add_argument(
-        "--keep-colours", action="store_true", help="the style's strokes in the photo's colours"
-    )
-    stylize.add_argument(
-        "--overwrite", action="store_true", help="of a folder, draw anew what is there already"
-    )
-
-    styles = commands.add_parser("styles", help="list the styles to choose from")
-    styles.set_defaults(run=_styles)
+    commands.add_parser("styles", help="list the styles to choose from").set_defaults(run=_styles)
     doctor = commands.add_parser("doctor", help="what is installed, and what works here")
     doctor.set_defaults(run=_doctor)
+
+    def option(name: str, **settings) -> None:
+        stylize.add_argument(name, help=_HELP[name], **settings)
+
+    option("photo", metavar="PHOTO")
+    option("--style", required=True, action="append", type=_style, metavar="NAME[=WEIGHT]")
+    option("--output", required=True, metavar="FILE")
+    option("--strength", type=argument(Strength))
+    option("--scale", type=argument(Scale), default=1.0)
+    option("--steps", type=argument(Timestep), dest="num_inference_steps")
+    option("--solver", choices=("ddim", "inversion", "dpm"))
+    option("--seed", type=argument(Seed), default=0)
+    option("--base", default="pocket")
+    option("--fit", choices=("crop", "pad"), default="crop")
+    option("--keep-colours", action="store_true")
+    option("--overwrite", action="store_true")
     return parser
 
 
@@ -137,8 +101,7 @@ def _stylize(options: argparse.Namespace) -> None:
         raise StylenbError("Each --style is given once: add up the weights of one given twice.")
     if list(style.values()) == [1.0]:
         (style,) = style
-    names = ("strength", "scale", "num_inference_steps", "seed", "base", "fit", "solver")
-    names += ("keep_colours",)
+    names = "strength scale num_inference_steps seed base fit solver keep_colours".split()
     how = {"style": style, **{name: getattr(options, name) for name in names}}
 
     if several:

@@ -6,57 +6,68 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
 
 from .base import Base
-from .errors import StylenbError, replacing
-from .inference import StylizeSettings, batch_size_for, check_seeds, draw, in_style, open_base
+from .errors import StylenbError, not_writable, replacing
+from .inference import StylizeSettings, batch_size_for, check_seeds, in_style, open_base, redraw
 from .limits import read
 from .photos import Fit, check_size, open_photo
 
-NOT_ITS_PICTURE = "is there and not its picture"
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # Windows puts them into folders
 
 
-# ------------------------------------------------------------------------------------- reading
+class _Table:
+    """A folder whose files were put into groups: `skipped` (file, why), and those named here."""
+
+    _groups: ClassVar[dict[str, str]]  # field of names: what the table calls it
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def table(self, most: int = 4) -> str:
+        """How many files became what; of each group, the first `most` by name."""
+        groups = {kind: getattr(self, field) for field, kind in self._groups.items()}
+        for name, reason in self.skipped:
+            groups.setdefault(f"skipped, {reason}", []).append(name)
+        lines = [f"{str(self.folder)!r}"]
+        for kind, names in groups.items():
+            more = [f"and {len(names) - most} more"] if len(names) > most else []
+            shown = ", ".join([*map(_printable, names[:most]), *more])
+            lines.append(f"{len(names):5}  {kind:{max(map(len, groups))}}  {shown}".rstrip())
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, repr=False)
-class PictureFolder:
+class PictureFolder(_Table):
     """What read_folder found: `names[i]` is the file of `pictures[i]`, `skipped` (file, why)."""
 
     folder: Path
     pictures: list[Image.Image]
     names: list[str]
     skipped: list[tuple[str, str]]
-
-    def __repr__(self) -> str:
-        return self.table()
+    _groups = {"names": "used"}
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def table(self, most: int = 4) -> str:
-        """How many files were used, and how many were skipped for which reason; of each, the
-        first `most` by name."""
-        return _table(self.folder, {"used": self.names}, self.skipped, most)
 
+@dataclass(frozen=True, repr=False)
+class StylizedFolder(_Table):
+    """What stylize_folder did: the photos that were `drawn`, those whose picture was `there`
+    already, and (photo, why) of those that were `skipped`. The pictures lie in `folder`."""
 
-def _table(folder: Path, groups: dict[str, list[str]], skipped: list, most: int) -> str:
-    for name, reason in skipped:
-        groups.setdefault(f"skipped, {reason}", []).append(name)
-    width = max(map(len, groups))
-    lines = [f"{str(folder)!r}"]
-    for kind, names in groups.items():
-        more = [f"and {len(names) - most} more"] if len(names) > most else []
-        shown = ", ".join([_printable(name) for name in names[:most]] + more)
-        lines.append(f"{len(names):5}  {kind:{width}}  {shown}".rstrip())
-    return "\n".join(lines)
+    folder: Path
+    drawn: list[str]
+    there: list[str]
+    skipped: list[tuple[str, str]]
+    _groups = {"drawn": "drawn", "there": "there already"}
 
 
 def read_folder(
@@ -76,90 +87,68 @@ def read_folder(
     read("fit", fit, Fit)
     if size is not None:
         check_size(size)
-    path, files = _list_folder(folder)
-    found = PictureFolder(path, [], [], [])
-    for file in files:
-        try:
-            reason = _reason_to_skip(file)
-            if not reason:
-                found.pictures.append(open_photo(file, size, fit))
-                found.names.append(file.name)
-        except StylenbError as error:
-            reason = getattr(error, "reason", "cannot be read")
-        if reason:
-            found.skipped.append((file.name, reason))
+    path, files, skipped = _list_folder(folder)
+    found = dict(_opened(files, size, fit, skipped))
+    skipped.sort()
     if len(found) < minimum:
-        raise StylenbError(_too_few(found, minimum))
-    return found
+        raise _too_few(path, len(found), minimum, skipped)
+    return PictureFolder(path, list(found.values()), [file.name for file in found], skipped)
 
 
-def _list_folder(folder) -> tuple[Path, list[Path]]:
+def _list_folder(folder) -> tuple[Path, list[Path], list[tuple[str, str]]]:
+    """The folder, its files in the order of their names, and (file, why) of those that are no use
+    to open."""
     if not isinstance(folder, (str, os.PathLike)):
         raise StylenbError(f"A folder is given by its path, not as {type(folder).__name__}.")
     path = Path(os.fsdecode(folder)).expanduser()
     name = f"'{_printable(str(path))}'"
     try:
-        return path, sorted(path.iterdir(), key=lambda file: file.name)
+        files = sorted(path.iterdir(), key=lambda file: file.name)
     except FileNotFoundError as error:
         raise StylenbError(f"There is no folder {name}: check the path.") from error
     except NotADirectoryError as error:
-        raise StylenbError(
-            f"{name} is not a folder: name the one that holds the pictures."
-        ) from error
+        raise StylenbError(f"{name} is not a folder: name the one it is in.") from error
     except (OSError, ValueError) as error:
         raise StylenbError(f"{name} cannot be read ({error}): check the path.") from error
+    reasons = {file: reason for file in files if (reason := _reason_to_skip(file))}
+    files = [file for file in files if file not in reasons]
+    return path, files, [(file.name, reason) for file, reason in reasons.items()]
 
 
 def _reason_to_skip(file: Path) -> str:
-    """Why the file is not even opened; "" if it is worth a try."""
     if file.name.startswith("."):
         return "hidden"
     if file.name.lower() in SYSTEM_FILES:
         return "made by the system"
-    try:
-        return "a folder" if file.is_dir() else ""
-    except OSError:
-        return "cannot be read"
+    # not by Path.is_dir, which raises in a folder whose files may not be looked at
+    return "a folder" if os.path.isdir(file) else ""
 
 
-def _too_few(found: PictureFolder, minimum: int) -> str:
-    reasons = [reason for _, reason in found.skipped]
-    counts = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons))
-    pictures = f"{len(found) or 'no'} picture{'' if len(found) == 1 else 's'} that can be used"
-    advice = f"put {minimum - len(found)} more JPEG, PNG or WebP files there"
-    if not found.pictures and "a folder" in reasons:
+def _opened(files: list[Path], size, fit: str, skipped: list) -> Iterator[tuple[Path, Image.Image]]:
+    """Each file that is a picture, and the picture; of the others, `skipped` gets (file, why)."""
+    for file in files:
+        try:
+            yield file, open_photo(file, size, fit)
+        except StylenbError as error:
+            skipped.append((file.name, getattr(error, "reason", "cannot be read")))
+
+
+def _too_few(folder: Path, count: int, minimum: int, skipped: list) -> StylenbError:
+    reasons = Counter(reason for _, reason in skipped)
+    advice = f"put {minimum - count} more JPEG, PNG or WebP files there"
+    if not count and "a folder" in reasons:
         advice = "name the folder inside it in which the pictures lie"
-    return (
-        f"'{_printable(str(found.folder))}' holds {pictures}, of the {minimum} that are needed "
-        f"(skipped: {counts or 'nothing'}): {advice}."
+    counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items()) or "nothing"
+    pictures = f"{count or 'no'} picture{'s' * (count != 1)}"
+    return StylenbError(
+        f"'{_printable(str(folder))}' holds {pictures} that can be used, of the {minimum} that are "
+        f"needed (skipped: {counts}): {advice}."
     )
 
 
 def _printable(name: str) -> str:
     """A file's name, fit for one line of text on any screen."""
     return "".join(c if c.isprintable() else "?" for c in name)
-
-
-# ------------------------------------------------------------------------------------ stylising
-
-
-@dataclass(frozen=True, repr=False)
-class StylizedFolder:
-    """What stylize_folder did: the photos that were `drawn`, those whose picture was `there`
-    already, and (photo, why) of those that were `skipped`. The pictures lie in `folder`."""
-
-    folder: Path
-    drawn: list[str]
-    there: list[str]
-    skipped: list[tuple[str, str]]
-
-    def __repr__(self) -> str:
-        return self.table()
-
-    def table(self, most: int = 4) -> str:
-        """How many photos became what, and of each the first `most` by name."""
-        groups = {"drawn": self.drawn, "there already": self.there}
-        return _table(self.folder, groups, self.skipped, most)
 
 
 def stylize_folder(
@@ -176,11 +165,9 @@ def stylize_folder(
 ) -> StylizedFolder:
     """Redraw every photo of a folder as PNG files in another, which is made if it is not there.
 
-    a.jpg becomes a.png; where two photos share a stem, a.jpg.png and a.webp.png. How they were
-    drawn is kept in each PNG as text. A picture that is there already is left as it is, so a run
-    that was cut resumes when it is started again; with `overwrite` it is drawn anew. Files that
-    cannot be used are skipped with the reason, as `read_folder` does.
-
+    a.jpg becomes a.png; where two photos share a stem, a.jpg.png and a.webp.png. Each PNG says as
+    text how it was drawn. A picture that is there already is left as it is, so that a run which was
+    cut resumes; with `overwrite` it is drawn anew. Files are skipped as `read_folder` does.
     seed, base, batch_size and settings (strength, scale, num_inference_steps, fit, solver,
     keep_colours) are those of `stylize`, and so is every picture.
 
@@ -189,54 +176,40 @@ def stylize_folder(
     """
     how = StylizeSettings(style, **settings)
     (seed,) = check_seeds(seed, 1)
-    folder, files = _list_folder(folder)
+    folder, files, skipped = _list_folder(folder)
     output = _output_folder(folder, output)
     base = open_base(base)
     how = how.with_defaults(base)
     record = _record(how, seed, base)
     if not overwrite:
         _refuse_to_mix(output, record)
-
-    done = StylizedFolder(output, [], [], [])
-    targets = _targets(files, output)
-    todo = [file for file in files if _is_to_draw(file, targets[file], overwrite, done)]
     at_once = batch_size_for(base.image_size**2, batch_size)
+
+    done, todo = StylizedFolder(output, [], [], skipped), []
+    targets = _targets(files, output)
+    for file, target in targets.items():
+        if overwrite or not target.exists():
+            todo.append(file)
+        elif _read_record(target).get("photo") == file.name:
+            done.there.append(file.name)
+        else:
+            skipped.append((file.name, f"{target.name} is there and not its picture"))
+    in_the_way = len(targets) > len(todo) + len(done.there)
     if todo:
         with in_style(base, how), tqdm(total=len(todo), disable=not progress, desc="photos") as bar:
             for first in range(0, len(todo), at_once):
-                photos = {}
-                for file in todo[first : first + at_once]:
-                    try:
-                        photos[file] = open_photo(file, base.image_size, how.fit)
-                    except StylenbError as error:
-                        done.skipped.append((file.name, getattr(error, "reason", "cannot be read")))
-                if photos:
-                    pictures = draw(base, how, list(photos.values()), [seed] * len(photos), at_once)
-                    for file, picture in zip(photos, pictures, strict=True):
-                        text = PngImagePlugin.PngInfo()
-                        text.add_text("stylenb", json.dumps({**record, "photo": file.name}))
-                        with replacing(targets[file]) as temporary:
-                            picture.save(temporary, pnginfo=text)
-                        done.drawn.append(file.name)
-                bar.update(min(at_once, len(todo) - first))
-    done.skipped.sort()
-    in_the_way = any(reason.endswith(NOT_ITS_PICTURE) for _, reason in done.skipped)
+                part = todo[first : first + at_once]
+                photos = dict(_opened(part, base.image_size, how.fit, skipped))
+                options = {"seed": seed, "batch_size": at_once, **how.of_redraw}
+                pictures = redraw(base, [*photos.values()], **options) if photos else []
+                for file, picture in zip(photos, pictures, strict=True):
+                    _save(picture, targets[file], {**record, "photo": file.name})
+                    done.drawn.append(file.name)
+                bar.update(len(part))
+    skipped.sort()
     if not (done.drawn or done.there or in_the_way):
-        raise StylenbError(_too_few(PictureFolder(folder, [], [], done.skipped), 1))
+        raise _too_few(folder, 0, 1, skipped)
     return done
-
-
-def _is_to_draw(file: Path, target: Path, overwrite: bool, done: StylizedFolder) -> bool:
-    """Whether a photo has to be drawn; what becomes of it otherwise is noted in `done`."""
-    if reason := _reason_to_skip(file):
-        done.skipped.append((file.name, reason))
-    elif overwrite or not target.exists():
-        return True
-    elif _read_record(target).get("photo") == file.name:
-        done.there.append(file.name)
-    else:
-        done.skipped.append((file.name, f"{target.name} {NOT_ITS_PICTURE}"))
-    return False
 
 
 def _output_folder(folder: Path, output) -> Path:
@@ -246,7 +219,7 @@ def _output_folder(folder: Path, output) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StylenbError(f"'{output}' cannot be a folder ({error}): name another.") from error
+        raise not_writable(output, error) from error
     return output
 
 
@@ -276,6 +249,13 @@ def _record(how: StylizeSettings, seed: int, base: Base) -> dict:
     return json.loads(json.dumps(drawn, default=float))  # as it is read back
 
 
+def _save(picture: Image.Image, path: Path, record: dict) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("stylenb", json.dumps(record))
+    with replacing(path) as temporary:
+        picture.save(temporary, pnginfo=text)
+
+
 def _read_record(path: Path) -> dict:
     try:
         with Image.open(path) as picture:
@@ -288,13 +268,12 @@ def _refuse_to_mix(output: Path, record: dict) -> None:
     for path in sorted(output.glob("[!.]*.png")):
         there = _read_record(path)
         different = [
-            f"{key} was {there.get(key)!r} and is {value!r}"
+            f"{key} was {there[key]!r} and is {value!r}"
             for key, value in record.items()
-            if there and there.get(key) != value
+            if there.get(key, value) != value
         ]
         if different:
             raise StylenbError(
                 f"'{output}' holds pictures that were drawn in another way ({path.name}: "
-                f"{'; '.join(different)}): name another folder, give those settings again, or "
-                "overwrite what is there."
+                f"{'; '.join(different)}): name another folder, give those settings, or overwrite."
             )

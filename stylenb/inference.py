@@ -48,18 +48,16 @@ def denoise(
 
     strength: in (0, 1]; s goes s of the way up the schedule, and s * num_inference_steps steps down
         again. strength, solver: None is the base's default.
-    num_inference_steps: of the whole schedule; None is 30 for "ddim", 20 for "inversion", 10 for
-        "dpm".
-    seed: of the noise. One number gives every picture the same noise; a sequence of N gives each
-        its own. A picture's noise does not depend on what else is in the batch.
+    num_inference_steps: of the whole schedule; None is what SOLVER_STEPS says of the solver.
+    seed: of the noise. One number gives every picture the same noise, whatever is in the batch; a
+        sequence of N gives each its own.
     solver: "ddim" (https://arxiv.org/abs/2010.02502) goes through the last s * num_inference_steps
         of that many timesteps. "dpm" is DPM-Solver++ of second order (https://arxiv.org/abs/2211.01095)
         at the noise levels of Karras et al. (https://arxiv.org/abs/2206.00364): a third of the
         steps will do, and it starts at exactly s of the schedule, however few they are. At strength
-        1 these two start from all but pure noise and keep next to nothing.
-        "inversion" is "ddim", but begins with the noise that `invert` finds and draws none: layout
-        and fine shapes of the photo are in that noise, so much more of it is kept, at twice the
-        calls of the UNet.
+        1 these two start from all but pure noise and keep next to nothing. "inversion" is "ddim"
+        from the noise that `invert` finds, and draws none: layout and fine shapes of the photo are
+        in it, so much more of the photo is kept, at twice the calls of the UNet.
     noisy: the noisy latents to start from, of that strength, where they are known already.
     """
     strength, steps, solver = _defaults(base, strength, num_inference_steps, solver)
@@ -102,9 +100,7 @@ def invert(
     https://arxiv.org/abs/2010.02502): the noise that the UNet predicts is added, not removed. It is
     predicted by the base as it was loaded, for "" and without LoRA or DreamBooth; drawing with one
     of these then changes what they change and keeps the rest. strength, num_inference_steps: as in
-    `denoise`.
-
-    Raises StylenbError while a LoRA is merged.
+    `denoise`. Raises StylenbError while a LoRA is merged.
     """
     strength, steps, _ = _defaults(base, strength, num_inference_steps, "inversion")
     known = signature(DDIMInverseScheduler).parameters  # from_config warns of all the others
@@ -131,11 +127,8 @@ def _defaults(base: Base, strength, steps, solver) -> tuple[float, int, str]:
     """What is used of these three, checked, with the base's own where nothing was said."""
     solver = read("solver", solver, Solver | None) or base.default_solver
     strength = read("strength", strength, Strength | None) or base.default_strength
-    return (
-        strength,
-        read("num_inference_steps", steps, Timestep | None) or SOLVER_STEPS[solver],
-        solver,
-    )
+    steps = read("num_inference_steps", steps, Timestep | None) or SOLVER_STEPS[solver]
+    return strength, steps, solver
 
 
 def _karras_timesteps(alphas_cumprod: torch.Tensor, first: int, count: int) -> list[int]:
@@ -171,12 +164,13 @@ def redraw(
     seed: int | Iterable[int] = 0,
     solver: str | None = None,
     batch_size: int | None = None,
+    keep_colours: bool = False,
 ) -> list[Image.Image]:
     """Encode -> denoise -> decode: photos of one size through the base as it is now, whatever LoRA
     is active in it; one picture for each.
 
     strength, num_inference_steps, seed, solver: as in `denoise`. batch_size: pictures drawn at
-    once; None is as many as make up 512 x 512 pixels.
+    once; None is as many as make up 512 x 512 pixels. keep_colours: see `with_colours_of`.
     """
     images, pictures = to_tensor(photos), []
     seeds = check_seeds(seed, len(images))
@@ -186,13 +180,14 @@ def redraw(
         latents = base.encode(images[part])
         latents = denoise(base, latents, strength, num_inference_steps, seeds[part], solver)
         pictures += to_pictures(base.decode(latents))
+    if keep_colours:
+        pictures = [with_colours_of(*pair) for pair in zip(photos, pictures, strict=True)]
     return pictures
 
 
 def batch_size_for(pixels: int, given: int | None = None) -> int:
     """How many pictures of so many pixels are drawn at once, unless it is given."""
-    given = read("batch_size", given, Count | None)
-    return max(1, BATCH_PIXELS // pixels) if given is None else given
+    return read("batch_size", given, Count | None) or max(1, BATCH_PIXELS // pixels)
 
 
 @torch.no_grad()
@@ -212,18 +207,15 @@ def stylize(
     """Redraw a photo in a style; returns a PIL image of the base's size, of a list a list.
 
     image: whatever `open_photo` takes, or a list of it. style: a shipped style, the path of a LoRA
-    file, {style: weight, ...} for the exact sum of several, or None for the base alone.
-    strength in (0, 1]: how far up the noise schedule to start; None is the base's default.
+    file, {style: weight, ...} for the exact sum of several, or None for the base as it is.
     scale: the LoRA's volume, 0 is off; or one for each group of layers, see `set_scale`.
-    num_inference_steps: of the whole schedule. solver: "ddim", "inversion" or "dpm". None of these
-    two is as in `denoise`.
+    strength in (0, 1], how far up the noise schedule to start, num_inference_steps of all of it,
+    and solver, "ddim", "inversion" or "dpm": see `denoise`; None is what suits the base.
     seed: a number, or one for each picture. The same photo and seed give the same picture whatever
-    else is in the list, to within rounding (a level of 255). fit: "crop" or "pad" to a square.
-    batch_size: pictures drawn at once; None is as many as make up 512 x 512 pixels. keep_colours:
-    see `with_colours_of`.
+    else is in the list, to within rounding (a level of 255).
+    fit: "crop" or "pad" to a square. batch_size, keep_colours: as in `redraw`.
 
-    Raises StylenbError for a photo that cannot be opened, an unknown style, or a value out of
-    range.
+    Raises StylenbError for a photo that cannot be opened, an unknown style, a value out of range.
     """
     several = isinstance(image, (list, tuple))
     images = image if several else [image]
@@ -232,7 +224,8 @@ def stylize(
     base = open_base(base)
     photos = [open_photo(one, size=base.image_size, fit=how.fit) for one in images]
     with in_style(base, how):
-        pictures = draw(base, how, photos, seeds, batch_size)
+        options = {"seed": seeds, "batch_size": batch_size, **how.of_redraw}
+        pictures = redraw(base, photos, **options) if photos else []
     return pictures if several else pictures[0]
 
 
@@ -272,16 +265,21 @@ class StylizeSettings:
     @cached_property
     def files(self) -> list[tuple[Path, float]]:
         """The LoRA files of the style, each with its weight."""
-        weights = self.style
-        if not isinstance(weights, Mapping):
-            weights = {} if weights is None else {weights: 1.0}
-        return [(find_lora(style), weight) for style, weight in weights.items()]
+        weights = [] if self.style is None else [(self.style, 1.0)]
+        if isinstance(self.style, Mapping):
+            weights = self.style.items()
+        return [(find_lora(style), weight) for style, weight in weights]
+
+    @property
+    def of_redraw(self) -> dict[str, Any]:
+        """Those that `redraw` takes, by name."""
+        names = ("strength", "num_inference_steps", "solver", "keep_colours")
+        return {name: getattr(self, name) for name in names}
 
     def with_defaults(self, base: Base) -> StylizeSettings:
         """These, with what suits the base where nothing was said."""
-        strength, steps, solver = _defaults(
-            base, self.strength, self.num_inference_steps, self.solver
-        )
+        said = self.strength, self.num_inference_steps, self.solver
+        strength, steps, solver = _defaults(base, *said)
         return replace(self, strength=strength, num_inference_steps=steps, solver=solver)
 
 
@@ -306,15 +304,3 @@ def in_style(base: Base, how: StylizeSettings) -> Iterator[None]:
             yield
     finally:
         set_scale(base, None)
-
-
-def draw(
-    base: Base, how: StylizeSettings, photos: list, seeds: list[int], batch_size: int | None = None
-) -> list[Image.Image]:
-    """Photos of the base's size, redrawn by the base as it is now."""
-    pictures = redraw(
-        base, photos, how.strength, how.num_inference_steps, seeds, how.solver, batch_size
-    )
-    if how.keep_colours:
-        pictures = [with_colours_of(*pair) for pair in zip(photos, pictures, strict=True)]
-    return pictures

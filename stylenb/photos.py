@@ -20,25 +20,17 @@ Fit = Literal["crop", "pad"]
 
 # Photographs that lie inside the scikit-image wheel itself; the others it lists are downloads.
 # Their origins and free licences are in the docstrings of skimage.data.
-_SAMPLE_FILES = {
-    "astronaut": "astronaut.png",
-    "chelsea": "chelsea.png",
-    "coffee": "coffee.png",
+SAMPLE_PHOTOS: tuple[str, ...] = tuple(
+    "astronaut chelsea coffee rocket motorcycle hubble_deep_field retina ihc camera moon coins "
+    "clock cell brick grass gravel".split()
+)
+_FILES = {  # of those that are not called NAME.png
     "rocket": "rocket.jpg",
     "motorcycle": "motorcycle_left.png",
     "hubble_deep_field": "hubble_deep_field.jpg",
     "retina": "retina.jpg",
-    "ihc": "ihc.png",
-    "camera": "camera.png",
-    "moon": "moon.png",
-    "coins": "coins.png",
     "clock": "clock_motion.png",
-    "cell": "cell.png",
-    "brick": "brick.png",
-    "grass": "grass.png",
-    "gravel": "gravel.png",
 }
-SAMPLE_PHOTOS: tuple[str, ...] = tuple(_SAMPLE_FILES)
 
 
 def open_photo(source, size: int | tuple[int, int] | None = None, fit: str = "crop") -> Image.Image:
@@ -56,13 +48,13 @@ def open_photo(source, size: int | tuple[int, int] | None = None, fit: str = "cr
     than 16 pixels on a side, larger than 100 megapixels or longer than 20:1.
     """
     read("fit", fit, Fit)
-    width_height = None if size is None else check_size(size)
+    size = None if size is None else check_size(size)
     picture = to_rgb(*read_picture(source))
-    if width_height is None or width_height == picture.size:
+    if size in (None, picture.size):
         return picture
     if fit == "crop":
-        return ImageOps.fit(picture, width_height, Image.Resampling.LANCZOS)
-    return _pad(picture, width_height)
+        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    return _pad(picture, size)
 
 
 def sample_photo(name: str, size: int | tuple[int, int] | None = None) -> Image.Image:
@@ -70,16 +62,14 @@ def sample_photo(name: str, size: int | tuple[int, int] | None = None) -> Image.
 
     They are files of the installed scikit-image package, so nothing is downloaded.
     """
-    if name not in _SAMPLE_FILES:
-        raise StylenbError(
-            f"There is no sample photo {name!r}; choose one of {', '.join(SAMPLE_PHOTOS)}."
-        )
+    if name not in SAMPLE_PHOTOS:
+        raise StylenbError(f"There is no photo {name!r}; choose one of {', '.join(SAMPLE_PHOTOS)}.")
     package = find_spec("skimage")  # finds the folder without the second that its import takes
     if package is None or package.origin is None:
         raise StylenbError(
             "The sample photos come with scikit-image: run `pip install -r requirements.txt`."
         )
-    return open_photo(Path(package.origin).parent / "data" / _SAMPLE_FILES[name], size)
+    return open_photo(Path(package.origin).parent / "data" / _FILES.get(name, f"{name}.png"), size)
 
 
 def to_tensor(pictures) -> torch.Tensor:
@@ -94,8 +84,7 @@ def to_tensor(pictures) -> torch.Tensor:
     sizes = sorted({p.size for p in pictures})
     if len(sizes) > 1:
         raise StylenbError(
-            f"All pictures of a batch must have one size, these have {sizes}: "
-            "open them with open_photo(..., size=...)."
+            f"Pictures of a batch must have one size, not {sizes}: use open_photo(..., size=...)."
         )
     array = np.stack([np.asarray(p.convert("RGB")) for p in pictures])
     return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
@@ -115,15 +104,13 @@ def to_pictures(tensor: torch.Tensor) -> list[Image.Image]:
         )
     tensor = tensor.detach().float().cpu()
     if not tensor.isfinite().all():
-        raise StylenbError(
-            "The picture holds NaN or infinity: use float32 (dtype) or a lower LoRA scale."
-        )
+        raise StylenbError("A picture holds NaN or infinity: use float32 or a lower LoRA scale.")
     array = ((tensor.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(a) for a in np.ascontiguousarray(array)]
 
 
 def check_size(size) -> tuple[int, int]:
-    """(width, height) of what open_photo takes for a size; raises StylenbError for anything else."""
+    """(width, height) of what open_photo takes for a size; StylenbError for anything else."""
     pair = size if isinstance(size, (tuple, list)) else (size, size)
     whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in pair)
     if len(pair) != 2 or not whole or min(pair) < MIN_SIDE or pair[0] * pair[1] > MAX_PIXELS:

@@ -1,7 +1,6 @@
-"""Whatever holds a picture, read as Pillow reads it, and brought to 8-bit RGB.
+"""Whatever holds a picture (files, bytes, arrays), read by Pillow, turned upright and into sRGB.
 
-Files of every kind, bytes, arrays; turned upright, in sRGB, on white, without surprises. What
-cannot be used is refused with one sentence, whose error has a `reason` of a few words too.
+What cannot be used is refused with one sentence, whose error has a `reason` of a few words too.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,24 @@ from .errors import StylenbError
 MIN_SIDE = 16  # pixels: two latents at factor 8
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
+TOO_LARGE = (  # the reason, and what to do
+    f"too large (over {MAX_PIXELS // 10**6} megapixels)",
+    "make it smaller first, a side of 2000 pixels is plenty",
+)
 
 
 def read_picture(source) -> tuple[Image.Image, str]:
     """The picture, decoded but in its own mode, and a name for error sentences."""
+    name = "The picture"
     if isinstance(source, Image.Image):
-        return _load(source, "The picture"), "The picture"
+        return _load(source, name), name
     if isinstance(source, np.ndarray):
         return _from_array(source), "The array"
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), "The picture"), "The picture"
+        source = io.BytesIO(source)
     if hasattr(source, "read"):
-        name = getattr(source, "name", None)
-        name = f"'{name}'" if isinstance(name, str) else "The picture"
+        if isinstance(getattr(source, "name", None), str):
+            name = f"'{source.name}'"
         try:
             data = source.read()
         except (OSError, ValueError) as error:
@@ -41,13 +47,13 @@ def read_picture(source) -> tuple[Image.Image, str]:
         return _decode(io.BytesIO(data), name), name
     if not isinstance(source, (str, os.PathLike)):
         raise StylenbError(
-            f"A photo is a path, bytes, a binary file, a PIL picture or a numpy array, "
+            "A photo is a path, bytes, a binary file, a PIL picture or a numpy array, "
             f"not {type(source).__name__}."
         )
-    text = os.fspath(source)
-    if isinstance(text, str) and "://" in text:
+    text = os.fsdecode(source)
+    if "://" in text:
         raise StylenbError(f"'{text}' is a web address: download the photo first, then pass it.")
-    path, name = Path(os.fsdecode(text)).expanduser(), f"'{os.fsdecode(text)}'"
+    path, name = Path(text).expanduser(), f"'{text}'"
     try:
         if path.is_dir():
             raise StylenbError(f"{name} is a folder: name one photo inside it.")
@@ -65,76 +71,58 @@ def read_picture(source) -> tuple[Image.Image, str]:
 
 def _decode(file, name: str) -> Image.Image:
     if not file.read(1):
-        raise _unusable("empty", f"{name} is empty: copy or download it again.")
+        raise _unusable(name, "empty", "copy or download it again")
     file.seek(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
-            picture = Image.open(file)
-    except UnidentifiedImageError as error:
-        raise _unusable(
-            "not a picture that can be read here",
-            f"{name} is not a picture that can be read here: give a JPEG, PNG or WebP file "
-            "(export HEIC, RAW and SVG as one of them).",
-        ) from error
-    except Exception as error:
-        raise _decoding_error(name, error) from error
+    with _decoding(name):
+        picture = Image.open(file)
     return _load(picture, name)
-
-
-def _unusable(reason: str, message: str) -> StylenbError:
-    """The error, and in a few words for the table of read_folder why the file is of no use."""
-    error = StylenbError(message)
-    error.reason = reason
-    return error
-
-
-def _decoding_error(name: str, error: Exception) -> StylenbError:
-    """For whatever Pillow raised: each of its decoders has errors of its own."""
-    if isinstance(error, Image.DecompressionBombError):
-        return _too_large(name)
-    return _unusable(
-        "damaged or cut off",
-        f"{name} is damaged or cut off ({error}): copy or download it again.",
-    )
-
-
-def _too_large(name: str) -> StylenbError:
-    limit = f"{MAX_PIXELS // 10**6} megapixels"
-    return _unusable(
-        f"too large (over {limit})",
-        f"{name} has more than {limit}: make it smaller first, a side of 2000 pixels is plenty.",
-    )
-
-
-def _check_dimensions(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(name)
-    if min(width, height) < MIN_SIDE:
-        raise _unusable(
-            f"too small (under {MIN_SIDE} pixels)",
-            f"{name} is {width} x {height} pixels: it needs at least {MIN_SIDE} on each side.",
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise _unusable(
-            f"too long (over {MAX_ASPECT}:1)",
-            f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT}:1: crop it first.",
-        )
 
 
 def _load(picture: Image.Image, name: str) -> Image.Image:
     """Check what the header says, then decode the first frame and turn it upright."""
     _check_dimensions(*picture.size, name)
-    try:
+    with _decoding(name):
         if getattr(picture, "is_animated", False):
             picture.seek(0)
         picture.load()
-    except Exception as error:
-        raise _decoding_error(name, error) from error
+    with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+        picture = ImageOps.exif_transpose(picture)
+    return picture
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Whatever Pillow raises inside is one sentence: each of its decoders has errors of its own."""
     try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return picture
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
+            yield
+    except UnidentifiedImageError as error:
+        advice = "give a JPEG, PNG or WebP file (export HEIC, RAW and SVG as one of them)"
+        raise _unusable(name, "not a picture that can be read here", advice) from error
+    except Image.DecompressionBombError as error:
+        raise _unusable(name, *TOO_LARGE) from error
+    except Exception as error:
+        advice = f"copy or download it again ({error})"
+        raise _unusable(name, "damaged or cut off", advice) from error
+
+
+def _unusable(name: str, reason: str, advice: str) -> StylenbError:
+    """The error of a file that is of no use; its `reason` is for the table of read_folder."""
+    error = StylenbError(f"{name} is {reason}: {advice}.")
+    error.reason = reason
+    return error
+
+
+def _check_dimensions(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise _unusable(name, *TOO_LARGE)
+    if min(width, height) < MIN_SIDE:
+        advice = f"it has {width} x {height} pixels and needs at least {MIN_SIDE} on each side"
+        raise _unusable(name, f"too small (under {MIN_SIDE} pixels)", advice)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        advice = f"it has {width} x {height} pixels, crop its longer side first"
+        raise _unusable(name, f"too long (over {MAX_ASPECT}:1)", advice)
 
 
 def to_rgb(picture: Image.Image, name: str) -> Image.Image:
@@ -150,26 +138,19 @@ def to_rgb(picture: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture).convert("RGB")
     if profile and picture.mode in ("RGB", "CMYK", "LAB"):
-        picture = _to_srgb(picture, profile)
+        srgb = ImageCms.createProfile("sRGB")
+        with suppress(ImageCms.PyCMSError):  # a broken profile, or one of another colour space
+            picture = ImageCms.profileToProfile(
+                picture, io.BytesIO(profile), srgb, outputMode="RGB"
+            )
     try:
         rgb = picture.convert("RGB")
     except ValueError as error:
         raise StylenbError(
             f"{name} has the colour mode {picture.mode}: save it as an RGB picture first."
         ) from error
-    rgb = rgb.copy() if rgb is picture else rgb
     rgb.info = {}  # the old profile, transparency or EXIF would be wrong for these pixels
     return rgb
-
-
-def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(
-            picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-    except (ImageCms.PyCMSError, OSError):  # a broken profile, or one of another colour space
-        return picture
 
 
 def _to_8_bit(picture: Image.Image, name: str) -> Image.Image:
@@ -178,20 +159,16 @@ def _to_8_bit(picture: Image.Image, name: str) -> Image.Image:
     if not np.isfinite(values).all():
         raise StylenbError(f"{name} holds NaN or infinity: replace them first.")
     values = values.clip(0)
-    highest = float(values.max())
-    if picture.mode.startswith("I;16"):
-        top = 65535.0
-    elif picture.mode == "F" and highest <= 1:
-        top = 1.0
-    else:  # Pillow before 11 opens a 16-bit file as "I"
-        top = next((t for t in (255.0, 65535.0) if highest <= t), highest)
+    # Pillow before 11 opens a 16-bit file as "I"; the other modes are "I;16" and its kind.
+    tops = {"F": (1, 255, 65535), "I": (255, 65535)}.get(picture.mode, (65535,))
+    top = next((t for t in tops if values.max() <= t), values.max())
     return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    if array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
         raise StylenbError(
             f"An array must have the shape (H, W), (H, W, 3) or (H, W, 4), not {array.shape}: "
             "move the channels to the end, and pass one picture at a time."
