@@ -1,5 +1,6 @@
 """Shared by the tests: a tiny random model in the layout of SD v1.5, and the real pocket model."""
 
+import copy
 import json
 import os
 
@@ -110,6 +111,23 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     return stylenb.load(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def lora_files(tiny, tmp_path_factory):
+    """Files of LoRAs of the tiny model, of different rank, alpha and weights, whose effect is plain
+    to see: "a", "b" and, of more layers, "c"."""
+    folder, files = tmp_path_factory.mktemp("loras"), {}
+    for seed, name in enumerate("abc", 1):
+        own, layers = copy.copy(tiny), "transformer" if name == "c" else "attention"
+        own.unet = copy.deepcopy(tiny.unet)
+        stylenb.add_lora(own, name, seed, 0.7 * seed, seed, layers)
+        generator = torch.Generator().manual_seed(seed)
+        for key, p in own.unet.named_parameters():
+            if "lora_B" in key:
+                p.data = torch.randn(p.shape, generator=generator) * 0.5
+        files[name] = stylenb.save_lora(own, folder / f"{name}.safetensors", name)
+    return files
 
 
 @pytest.fixture(scope="session")

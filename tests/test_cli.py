@@ -244,19 +244,18 @@ def test_public_names_are_found_on_first_use():
         stylenb.no_such_name  # noqa: B018
 
 
-@pytest.fixture(scope="module")
-def lora(tiny_folder, tmp_path_factory):
-    """The file of a LoRA of the tiny model."""
-    model = stylenb.load(tiny_folder, device="cpu")
-    for p in stylenb.add_lora(model, "mine", rank=2):
-        p.data += 0.1  # an untrained LoRA, which changes nothing, would be refused
-    return stylenb.save_lora(model, tmp_path_factory.mktemp("lora") / "mine.safetensors", "mine")
-
-
-def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora):
+def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora_files):
     output = tmp_path / "out.png"
     more = f"--base {tiny_folder} --steps 3 --strength 0.7 --solver ddim"
-    command = ["stylize", str(photo), "--style", str(lora), "--output", str(output), *more.split()]
+    command = [
+        "stylize",
+        str(photo),
+        "--style",
+        str(lora_files["a"]),
+        "--output",
+        str(output),
+        *more.split(),
+    ]
     assert main(command) == 0
     first = output.read_bytes()
     assert Image.open(output).size == (64, 64)
@@ -266,7 +265,7 @@ def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora):
     assert output.read_bytes() != first
 
 
-def test_a_folder_resumes_where_it_was_killed(tmp_path, tiny_folder, lora, gradient, capsys):
+def test_a_folder_resumes_where_it_was_killed(tmp_path, tiny_folder, lora_files, gradient, capsys):
     """A real SIGKILL, in the middle of a folder: what is there is whole, and is not drawn again."""
     folder, output = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
@@ -274,8 +273,10 @@ def test_a_folder_resumes_where_it_was_killed(tmp_path, tiny_folder, lora, gradi
         gradient.rotate(20 * i).save(folder / f"{i:02d}.png")
 
     def command(target):
-        parts = ["stylize", folder, "--style", lora, "--output", target, "--base", tiny_folder]
-        return [str(part) for part in [*parts, "--steps", 40, "--strength", 1]]
+        parts = ["stylize", folder, "--style", lora_files["a"], "--output", target]
+        return [
+            str(part) for part in [*parts, "--base", tiny_folder, "--steps", 40, "--strength", 1]
+        ]
 
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, *command(output)], cwd=ROOT, stderr=subprocess.PIPE

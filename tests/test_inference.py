@@ -12,7 +12,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 import stylenb
-from stylenb import StylenbError, load_lora, open_photo, sample_photo, save_lora, stylize
+from stylenb import StylenbError, load_lora, open_photo, sample_photo, stylize
 from stylenb.base import SOLVER_STEPS, Base
 from stylenb.inference import batch_size_for, denoise, invert, redraw, with_colours_of
 from stylenb.photos import to_pictures, to_tensor
@@ -29,36 +29,16 @@ def furthest(pictures, others):
     return max(np.abs(np.asarray(a, float) - np.asarray(b, float)).max() for a, b in pairs)
 
 
-def own_unet(tiny):
+@pytest.fixture
+def base(tiny):
     own = copy.copy(tiny)
     own.unet = copy.deepcopy(tiny.unet)
     return own
 
 
-@pytest.fixture
-def base(tiny):
-    return own_unet(tiny)
-
-
 @pytest.fixture(scope="module")
-def styles(tiny, tmp_path_factory):
-    """Files of LoRAs of different rank, alpha and weights: "a", "b" and, of more layers, "c"."""
-    folder, files = tmp_path_factory.mktemp("styles"), {}
-    for seed, name in enumerate("abc", 1):
-        own, layers = own_unet(tiny), "transformer" if name == "c" else "attention"
-        stylenb.add_lora(own, name, rank=seed, alpha=0.7 * seed, seed=seed, layers=layers)
-        generator = torch.Generator().manual_seed(seed)
-        for layer in lora_layers(own):
-            b = layer.lora_B[name].weight
-            b.data = torch.randn(b.shape, generator=generator) * 0.5
-        files[name] = save_lora(own, folder / f"{name}.safetensors", name)
-    return files
-
-
-@pytest.fixture(scope="module")
-def style(styles):
-    """The file of a LoRA whose effect is plain to see."""
-    return styles["c"]
+def style(lora_files):
+    return lora_files["c"]
 
 
 def lora_layers(base):
@@ -72,7 +52,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def photos():
-    return [sample_photo(name, 64) for name in ("chelsea", "coffee", "rocket", "brick", "moon")]
+    return [sample_photo(name, 64) for name in ("chelsea", "coffee", "rocket")]
 
 
 @torch.no_grad()
@@ -281,10 +261,10 @@ def test_a_list_of_photos_is_a_list_of_pictures(base, photos, style):
         pictures = run(photos, batch_size=size)
         assert isinstance(pictures, list) and furthest(pictures, one_by_one) <= 1
     assert furthest(run(tuple(photos[::-1]))[::-1], one_by_one) <= 1
-    seeds = [5, 4, 3, 2, 1]
+    seeds = [5, 4, 3]
     mixed = run(photos, seeds, batch_size=2)
     assert furthest(mixed, [run(p, s) for p, s in zip(photos, seeds, strict=True)]) <= 1
-    assert furthest(mixed[:2], one_by_one[:2]) > 1 >= furthest(mixed[2:3], one_by_one[2:3])
+    assert furthest(mixed[:2], one_by_one[:2]) > 1 >= furthest(mixed[2:], one_by_one[2:])
     assert run([]) == [] and isinstance(run(photos[:1]), list)
 
 
@@ -292,17 +272,17 @@ def test_large_pictures_are_drawn_one_at_a_time(base, photos):
     assert [batch_size_for(size**2) for size in (64, 128, 512, 1024)] == [64, 16, 1, 1]
     assert batch_size_for(64**2, 3) == 3
     calls = spy(base)
-    redraw(base, photos, **FEW, batch_size=2)
-    assert [len(latents) for latents, _ in calls] == [2, 2, 2, 2, 1, 1]
+    redraw(base, photos, num_inference_steps=1, solver="ddim", batch_size=2)
+    assert [len(latents) for latents, _ in calls] == [2, 1]
 
 
-def test_several_styles_are_summed(base, photo, styles):
+def test_several_styles_are_summed(base, photo, lora_files):
     """0.5 of one and -0.8 of the other, by the formula, in the bare weights."""
 
     def run(style, **options):
         return stylize(photo, style, 0.5, base=base, **FEW, **options)
 
-    a, b = styles["a"], styles["b"]
+    a, b = lora_files["a"], lora_files["b"]
     both = run({a: 0.5, str(b): -0.8})
     alone = [run(None), run(a), run({a: 0.5}), run({b: -0.8})]
     assert all(furthest([both], [other]) > 3 for other in alone)
@@ -403,30 +383,17 @@ def test_style_and_scale(base, photo, style):
     assert run(None).tobytes() == plain.tobytes()  # a style that was loaded plays no part
 
 
-def test_a_base_by_its_folder(base, photo, tiny_folder):
-    plain = stylize(photo, num_inference_steps=2, base=base)
-    assert stylize(photo, num_inference_steps=2, base=tiny_folder).size == plain.size
+def test_a_base_by_its_folder(photo, tiny_folder):
+    assert stylize(photo, base=tiny_folder, **FEW).size == (64, 64)
 
 
-def test_any_kind_of_photo(base, gradient, tmp_path):
-    path = tmp_path / "photo.png"
-    gradient.save(path)
-    sources = (gradient, path, str(path), path.read_bytes(), np.asarray(gradient))
-    pictures = {stylize(s, num_inference_steps=2, base=base).tobytes() for s in sources}
-    assert len(pictures) == 1
+def test_any_kind_of_photo_is_cropped_or_padded(base, gradient):
+    def run(photo, **fit):
+        return stylize(photo, base=base, **FEW, **fit).tobytes()
 
-
-def test_crop_and_pad(base, gradient):
-    results = {}
-    for fit in ("crop", "pad"):
-        results[fit] = stylize(gradient, num_inference_steps=2, base=base, fit=fit)
-        square = open_photo(gradient, size=64, fit=fit)
-        assert results[fit].size == (64, 64)
-        assert results[fit].tobytes() == stylize(square, num_inference_steps=2, base=base).tobytes()
-    assert results["crop"].tobytes() != results["pad"].tobytes()
-    assert (
-        stylize(gradient, num_inference_steps=2, base=base).tobytes() == results["crop"].tobytes()
-    )
+    crop, pad = (run(open_photo(gradient, 64, fit)) for fit in ("crop", "pad"))
+    assert crop != pad == run(gradient, fit="pad")
+    assert run(np.asarray(gradient)) == run(gradient) == run(gradient, fit="crop") == crop
 
 
 def test_the_style_is_on_for_the_way_down_and_off_afterwards(base, photo, style):
@@ -510,14 +477,14 @@ def test_an_unknown_style_is_found_before_a_base_is_loaded(photo, monkeypatch):
         stylenb.stylize(photo, "nope", base="sd15")
 
 
-def test_the_weight_of_a_style_must_be_a_number(base, photo, styles):
+def test_the_weight_of_a_style_must_be_a_number(base, photo, lora_files):
     with pytest.raises(StylenbError, match="scale of the LoRA 'a' must be a number"):
-        stylize(photo, {styles["a"]: "much"}, num_inference_steps=2, base=base)
+        stylize(photo, {lora_files["a"]: "much"}, num_inference_steps=2, base=base)
 
 
-def test_two_styles_of_one_name_are_refused(base, photo, styles, tmp_path):
+def test_two_styles_of_one_name_are_refused(base, photo, lora_files, tmp_path):
     other = tmp_path / "a.safetensors"
-    other.write_bytes(styles["b"].read_bytes())
-    for second in (other, os.path.relpath(styles["a"])):
+    other.write_bytes(lora_files["b"].read_bytes())
+    for second in (other, os.path.relpath(lora_files["a"])):
         with pytest.raises(StylenbError, match="Two of the styles have one name .* rename"):
-            stylize(photo, {styles["a"]: 0.5, second: 0.5}, num_inference_steps=2, base=base)
+            stylize(photo, {lora_files["a"]: 0.5, second: 0.5}, num_inference_steps=2, base=base)
