@@ -26,7 +26,7 @@ SOURCE = """# ---
 # Some text.
 
 # %%
-from stylenb import show
+from stylenb.course import show
 
 print("Hello from 2 + 2 =", 2 + 2)
 
