@@ -491,7 +491,6 @@ BAD = {
     "no content": (call(content=[]), "content_pictures is empty"),
     "sizes": (call(content=small), r"must have one size, these have \[\(32, 32\), \(64, 64\)\]"),
     "file": (call(folder=__file__), "cannot be a folder .* choose another"),
-    "never saved": (call(checkpoint_every=0), "checkpoint_every is a whole"),
     "rank": (check(rank=0), "rank is a whole number from 1 up, not 0"),
     "layers": (
         check(layers="resnets"),
