@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,16 +65,17 @@ class Checkpoints:
                 raise StylenbError(
                     f"{self.folder} cannot be a folder ({error}): choose another for this run."
                 ) from error
-            for left_over in self.folder.glob(".~*"):
+            for left_over in self.folder.glob(".~checkpoint-*"):
                 left_over.unlink(missing_ok=True)
 
-    def save(self, rows: list[dict]) -> None:
+    def save(self, history) -> None:
         """Keep the state after as many steps as the history has rows; weights that are not finite
         are not kept. A disk that refuses costs a warning, not the run."""
+        step = len(history.rows)
         weights = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         if not all(w.isfinite().all() for w in weights.values()):
             return
-        self.good = (len(rows), weights)
+        self.good = (step, weights)
         if self.folder is None:
             return
         tensors = {f"weights/{name}": w for name, w in weights.items()}
@@ -85,25 +86,23 @@ class Checkpoints:
                     # a copy: 8-bit states share tensors, which safetensors does not write
                     tensors[f"optimizer/{index}/{key}"] = value.cpu().contiguous().clone()
                 else:
-                    numbers[f"{index}/{key}"] = value
-        metadata = {
-            "settings": self.settings,
-            "rows": rows,
-            "numbers": numbers,
-            "scaler": self.scaler.state_dict(),
-        }
+                    numbers[f"optimizer/{index}/{key}"] = value
+        metadata = {"settings": self.settings, "rows": history.rows}
+        metadata |= {"numbers": numbers, "scaler": self.scaler.state_dict()}
         try:
-            with replacing(self.folder / f"checkpoint-{len(rows):06d}.safetensors") as temporary:
+            with replacing(self.folder / f"checkpoint-{step:06d}.safetensors") as temporary:
                 save_file(tensors, temporary, {k: json.dumps(v) for k, v in metadata.items()})
         except StylenbError as error:
             warnings.warn(
-                f"Step {len(rows)} was not saved ({str(error).rstrip('.')}); the training runs on, "
-                f"and what was saved before is whole. Free some disk space in {self.folder}.",
+                f"Step {step} was not saved ({str(error).rstrip('.')}); the training runs on, and "
+                f"what was saved before is whole. Free some disk space in {self.folder}.",
                 stacklevel=2,
             )
             return
         for old in _newest_first(self.folder)[self.keep :]:
             old.unlink()
+        with contextlib.suppress(StylenbError):  # for looking; the checkpoint has it too
+            history.save(self.folder / "history.json")
 
     def resume(self) -> list[dict]:
         """Load the newest checkpoint that is whole, if there is one; return the history's rows."""
@@ -112,20 +111,24 @@ class Checkpoints:
             try:
                 with safe_open(path, "pt") as file:
                     metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-                    tensors = {key: file.get_tensor(key) for key in file.keys()}
+                    found = {key: file.get_tensor(key) for key in file.keys()}
             except OSError:
                 continue
             except SafetensorError:  # damaged; the one before it will do
                 path.unlink()  # or it would count as one of those to keep
                 continue
-            state: dict[int, dict] = {}
-            for key, value in (*_below("optimizer/", tensors), *metadata["numbers"].items()):
-                index, what = key.split("/")
-                state.setdefault(int(index), {})[what] = value
+            weights, state = {}, {}
+            for key, value in {**found, **metadata["numbers"]}.items():
+                kind, key = key.split("/", 1)
+                if kind == "weights":
+                    weights[key] = value
+                else:
+                    index, key = key.split("/")
+                    state.setdefault(int(index), {})[key] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.scaler.load_state_dict(metadata["scaler"])
-            self.good = len(metadata["rows"]), dict(_below("weights/", tensors))
+            self.good = len(metadata["rows"]), weights
             self.restore()
             return metadata["rows"]
         return []
@@ -139,11 +142,9 @@ class Checkpoints:
         return step
 
     def save_pictures(self, step: int, pictures: Sequence) -> None:
-        if self.folder is None:
-            return
-        # They are for looking; the run needs none of them.
+        """In `validation/000100-0.png`, ...: for looking at, the run needs none of them."""
         with contextlib.suppress(StylenbError):
-            for index, picture in enumerate(pictures):
+            for index, picture in enumerate(pictures if self.folder else ()):
                 path = self.folder / "validation" / f"{step:06d}-{index}.png"
                 with replacing(path) as temporary:
                     picture.save(temporary)
@@ -151,14 +152,10 @@ class Checkpoints:
     def pictures(self, steps: int) -> dict[int, list]:
         """The validation pictures of the first `steps` steps: step -> pictures."""
         found: dict[int, list] = {}
-        files = sorted(self.folder.glob("validation/*.png")) if self.folder else ()
-        for file in files:
+        files = self.folder.glob("validation/*.png") if self.folder else ()
+        for file in sorted(files, key=lambda file: (len(file.name), file.name)):  # 10 after 9
             name = re.fullmatch(r"(\d+)-\d+\.png", file.name)
-            if name and int(name[1]) <= steps:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if name and int(name[1]) <= steps:
                     found.setdefault(int(name[1]), []).append(Image.open(file).convert("RGB"))
         return found
-
-
-def _below(prefix: str, tensors: dict) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((k.removeprefix(prefix), v) for k, v in tensors.items() if k.startswith(prefix))

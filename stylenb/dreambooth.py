@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from .limits import Count, NonNegative, Nonzero, Positive
 from .loop import (
     History,
     LoopSettings,
+    Losses,
     Run,
     TrainingStopped,
     generator_at,
@@ -121,23 +123,18 @@ def prior_set(
             "The prior set shows what the base drew before it was trained: undo_dreambooth(base) "
             "first."
         )
-    card = {
-        "prompt": settings.class_prompt,
-        "count": settings.num_class_images,
-        "seed": settings.seed,
-        "base": fingerprint(base),
-    }
-    pictures, files = [], None
+    prompt, count, seed = settings.class_prompt, settings.num_class_images, settings.seed
+    files = [None] * count
     if folder is not None:
+        card = {"prompt": prompt, "count": count, "seed": seed, "base": fingerprint(base)}
         files = _prior_files(Path(folder) / "prior", card)
-    blocks = range(0, settings.num_class_images, DRAWN_AT_ONCE)
-    for first in tqdm(blocks, desc="prior set", disable=not progress):
-        count = min(DRAWN_AT_ONCE, settings.num_class_images - first)
-        block = files and files[first : first + count]
-        found = [_kept(file, base.image_size) for file in block or []]
-        if not found or None in found:
-            found = generate(base, settings.class_prompt, count, seed=settings.seed, first=first)
-            for file, picture in zip(block or [], found, strict=False):
+    pictures = []
+    for first in tqdm(range(0, count, DRAWN_AT_ONCE), desc="prior set", disable=not progress):
+        block = files[first : first + DRAWN_AT_ONCE]
+        found = [file and _kept(file, base.image_size) for file in block]
+        if None in found:
+            found = generate(base, prompt, len(block), seed=seed, first=first)
+            for file, picture in zip(filter(None, block), found, strict=False):
                 with replacing(file) as temporary:
                     picture.save(temporary)
         pictures += found
@@ -146,11 +143,9 @@ def prior_set(
 
 def _prior_files(folder: Path, card: dict) -> list[Path]:
     """The files of a prior set, after removing those of another one."""
-    path = folder / "prior.json"
-    try:
+    path, same = folder / "prior.json", False
+    with contextlib.suppress(OSError, ValueError):
         same = json.loads(path.read_text(encoding="utf-8")) == card
-    except (OSError, ValueError):
-        same = False
     if not same:
         for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
             old.unlink()
@@ -181,57 +176,65 @@ def train_dreambooth(
     """Teach the base what the rare token in `settings.prompt` means; it is left as trained.
 
     instance_pictures: PIL pictures of the base's size, 3 or more.
-    settings: see DreamBoothSettings; None is DreamBoothSettings.for_base(base).
+    settings: None is DreamBoothSettings.for_base(base).
     prior_pictures: of the class, instead of those that the base draws for itself (prior_set).
-    run: folder, minutes, validation, ... as loop.Run has them; validation photos are redrawn with
-        the prompt. With a folder, `NAME.safetensors` and `history.json` are written there, and a
-        run that was cut resumes from its last checkpoint when it is started again.
-        A checkpoint holds the trained weights three times over: `keep=1` and a larger
-        `checkpoint_every` save disk space where these are many.
+    run: folder, minutes, validation, ..., see loop.Run; validation photos are redrawn with the
+        prompt. With a folder, `NAME.safetensors` and `history.json` are written there, and a run
+        that was cut resumes from its last checkpoint when it is started again. A checkpoint holds
+        the trained weights three times over: `keep=1` and a larger `checkpoint_every` save space.
 
     The history's terms are "noise", on the instance pictures, and "prior". It begins with the base
     as it was loaded: an earlier DreamBooth is undone first. Weights that are trained are float32
     meanwhile, whatever the base's dtype; those that are not stay bit for bit.
 
     Raises StylenbError for fewer than 3 pictures, pictures of several sizes, while LoRAs are in the
-    UNet, without a text encoder, and see `loop.fit`.
+    UNet, without a text encoder, and see `training.train` and `loop.fit`.
     """
     settings, run = settings or DreamBoothSettings.for_base(base), Run(**run)
-    pictures = list(instance_pictures)
+    pictures, prior = list(instance_pictures), []
     check_pictures("DreamBooth", pictures, 3)
     without_loras(base)
     undo_dreambooth(base)
-    about = {
-        "method": "dreambooth",
-        "name": name,
-        "base": base.name,
-        "fingerprint": fingerprint(base),
-        "instance pictures": digest(pictures),
-    }
+    about = {"method": "dreambooth", "name": name, "base": base.name}
+    about |= {"fingerprint": fingerprint(base), "instance pictures": digest(pictures)}
     run.refuse_other(settings, about)  # before any drawing
-    prior = []
     if settings.prior_loss_weight:
         if prior_pictures is None:
             prior_pictures = prior_set(base, settings, run.folder, run.progress)
         prior = list(prior_pictures)
-        if not prior:
-            raise StylenbError("prior_pictures is empty: give some, or leave it out.")
+        check_pictures("DreamBooth", pictures, 3, prior_pictures=prior)
         about["prior pictures"] = digest(prior)
-    check_pictures("DreamBooth", pictures, 3, prior)
-
     losses_of = _prompted_losses(base, settings, pictures, prior)
     weights, draw = {"prior": settings.prior_loss_weight}, prompted_redraw(base, settings.prompt)
-    lora = settings.train == "lora"
 
-    def save(path, about):  # while the weights are still float32
-        return save_lora(base, path, name, about) if lora else save_dreambooth(base, path, about)
+    def save(path: Path, about: dict) -> Path:  # while the weights are still float32
+        if settings.train == "lora":
+            return save_lora(base, path, name, about)
+        return save_dreambooth(base, path, about)
 
+    with _trained_weights(base, settings, name):
+        return train(base, losses_of, settings, weights, run, name, about, draw, save)
+
+
+@contextlib.contextmanager
+def _trained_weights(base: Base, settings: DreamBoothSettings, name: str) -> Iterator[None]:
+    """Inside, the weights that are to be trained require gradients, in float32, or are a new LoRA.
+    Afterwards they have the base's dtype again; what cannot be trained leaves the base as it was.
+    """
     try:
-        if lora:
+        if settings.train == "lora":
             add_lora(base, name, settings.rank, settings.alpha, settings.seed)
         else:
-            _unfreeze(base, settings)
-        return train(base, losses_of, settings, weights, run, name, about, draw, save)
+            chosen = {f"unet.{plain_name(key)}" for key in trainable(base.unet, settings.train)}
+            parameters = base.parameters()
+            if settings.text_encoder:
+                chosen |= {key for key in parameters if key.startswith("text_encoder.")}
+            base.keep_originals(chosen)
+            for key in chosen:
+                parameters[key].requires_grad_(True)
+            # the optimiser's small steps vanish in half precision
+            cast_training_params([base.unet, base.text_encoder])
+        yield
     except TrainingStopped:
         raise  # what was learned is in the base
     except StylenbError:
@@ -239,22 +242,21 @@ def train_dreambooth(
         undo_dreambooth(base)
         raise
     finally:
-        _freeze(base)
+        for part in (base.unet, base.text_encoder):
+            part.requires_grad_(False)
+        for p in base.replaced().values():
+            p.data, p.grad = p.data.to(base.dtype), None
 
 
-def _prompted_losses(
-    base: Base, settings: DreamBoothSettings, pictures: list, prior: list
-) -> Callable[[int], dict[str, torch.Tensor]]:
-    """What gives the terms "noise", on the pictures with the prompt, and "prior", on those of the
-    class, of batch 0, 1, 2, ..."""
+def _prompted_losses(base: Base, settings: DreamBoothSettings, *pictures: list) -> Losses:
+    """What gives the terms of the loss of a batch: "noise", on the instance pictures, and "prior",
+    on those of the class, where there are any."""
     # Every picture is encoded once, and so are the prompts where the text encoder stays as it is.
-    sets = [encode(base, each, settings.flip)[1] for each in (pictures, prior) if each]
+    sets = [encode(base, each, settings.flip)[1] for each in pictures if each]
     prompts = [settings.prompt, settings.class_prompt][: len(sets)]
     with torch.no_grad():
         frozen = base.embed(prompts)
-
-    def states() -> torch.Tensor:
-        return base.embed(prompts) if settings.text_encoder else frozen
+    states = partial(base.embed, prompts) if settings.text_encoder else lambda: frozen
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
         losses = set_losses(base, settings, sets, states, batch)
@@ -322,25 +324,6 @@ def one_precision(base: Base):
     return contextlib.nullcontext()
 
 
-def _unfreeze(base: Base, settings: DreamBoothSettings) -> None:
-    chosen = {f"unet.{plain_name(name)}" for name in trainable(base.unet, settings.train)}
-    parameters = base.parameters()
-    if settings.text_encoder:
-        chosen |= {name for name in parameters if name.startswith("text_encoder.")}
-    base.keep_originals(chosen)
-    for name in chosen:
-        parameters[name].requires_grad_(True)
-    # the optimiser's small steps vanish in half precision
-    cast_training_params([base.unet, base.text_encoder])
-
-
-def _freeze(base: Base) -> None:
-    base.unet.requires_grad_(False)
-    base.text_encoder.requires_grad_(False)
-    for p in base.replaced().values():
-        p.data, p.grad = p.data.to(base.dtype), None
-
-
 # ------------------------------------------------------------ what the base was, and what it became
 
 
@@ -365,8 +348,8 @@ def save_dreambooth(
         raise StylenbError(
             "The base is as it was loaded, so there is nothing to save: train_dreambooth first."
         )
-    kept = {"method": "dreambooth", "base": base.name, "fingerprint": fingerprint(base)}
-    return write_safetensors(Path(path), state, {}, {**kept, **(about or {})})
+    told = {"method": "dreambooth", "base": base.name, "fingerprint": fingerprint(base)}
+    return write_safetensors(Path(path), state, {}, told | (about or {}))
 
 
 def load_dreambooth(base: Base, path: str | Path) -> dict:
@@ -378,7 +361,7 @@ def load_dreambooth(base: Base, path: str | Path) -> dict:
     trained on another base, or that holds NaN or infinity; and while a LoRA is merged.
     """
     path = Path(path)
-    about = about_lora(path)
+    about, parameters = about_lora(path), base.parameters()
     with open_safetensors(path) as file:
         state = {key: file.get_tensor(key) for key in file.keys()}
     if about.get("method") != "dreambooth" or any(".lora_" in key for key in state):
@@ -391,7 +374,6 @@ def load_dreambooth(base: Base, path: str | Path) -> dict:
         raise StylenbError(
             f"{path.name} holds a text encoder and the base's was dropped: load the base again."
         )
-    parameters = base.parameters()
     for key, value in state.items():
         here = tuple(parameters[key].shape) if key in parameters else "no such weight"
         if here != value.shape:

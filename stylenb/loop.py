@@ -8,7 +8,6 @@ Lesson 04 writes the loop out.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from .base import Base
@@ -25,6 +25,8 @@ from .checkpoints import Checkpoints, refuse_other_run
 from .device import autocast
 from .errors import StylenbError, replacing
 from .limits import Count, Natural, NonNegative, Positive, check_fields
+
+Losses = Callable[[int], dict[str, torch.Tensor]]  # the terms of the loss of batch 0, 1, 2, ...
 
 
 class TrainingStopped(StylenbError):
@@ -107,11 +109,15 @@ class History:
     rows: list[dict] = field(default_factory=list)
     pictures: dict[int, list] = field(default_factory=dict)
     steps: int = 0  # wanted
-    seconds: float = 0.0  # of training, over all restarts
 
     @property
     def finished(self) -> bool:
         return len(self.rows) >= self.steps
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all restarts."""
+        return sum(row["seconds"] for row in self.rows)
 
     def values(self, term: str) -> tuple[list[int], list[float]]:
         """The updates at which a term ("loss", "noise", "lpips", "style", "prior") was taken, and
@@ -136,12 +142,9 @@ def generator_at(seed: int, batch: int) -> torch.Generator:
 def order_at(seed: int, count: int, first: int, length: int) -> torch.Tensor:
     """Which of `count` pictures stand at positions first .. first + length - 1 of the endless
     order in which every epoch shows each picture once: indices (length,)."""
-    epochs = {}
-    for position in range(first, first + length):
-        epoch = position // count
-        if epoch not in epochs:
-            epochs[epoch] = torch.randperm(count, generator=generator_at(seed, 500_009 + epoch))
-    return torch.stack([epochs[p // count][p % count] for p in range(first, first + length)])
+    epochs = range(first // count, (first + length - 1) // count + 1)
+    orders = [torch.randperm(count, generator=generator_at(seed, 500_009 + e)) for e in epochs]
+    return torch.cat(orders)[first % count :][:length]
 
 
 def spread_timesteps(count: int, last: int, generator: torch.Generator) -> torch.Tensor:
@@ -164,45 +167,43 @@ def rate_at(step: int, settings: LoopSettings) -> float:
 
 def updates(
     parameters: list[torch.nn.Parameter],
-    losses_of: Callable[[int], dict[str, torch.Tensor]],
+    losses_of: Losses,
     settings: LoopSettings,
     weights: dict[str, float],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     first: int,
-    before: Callable[[int, dict], None],
+    before: Callable[[dict[str, float]], None],
 ) -> Iterator[dict[str, float]]:
     """Update the parameters, from step `first` on; after each update, its row: the terms of the
-    loss, "loss", "gradient" (the length of it) and "seconds".
+    loss, "loss" (their weighted sum) and "gradient" (the length of it).
 
-    before(step, row) is called when the gradient is there and the weights have not yet moved.
+    before(row) is called when the gradient is there and the weights have not yet moved.
     """
-    batches, device = settings.gradient_accumulation_steps, parameters[0].device
+    batches = settings.gradient_accumulation_steps
     for step in range(first, settings.steps):
-        started, row = time.monotonic(), {}
+        row = {}
         for batch in range(step * batches, (step + 1) * batches):
-            with autocast(device):
+            with autocast(parameters[0].device):
                 terms = losses_of(batch)
-                loss = sum(weights.get(k, 1.0) * v for k, v in terms.items())
-            scaler.scale(loss / batches).backward()
-            for key, value in {**terms, "loss": loss}.items():
+                terms["loss"] = sum(weights.get(k, 1.0) * v for k, v in terms.items())
+            scaler.scale(terms["loss"] / batches).backward()
+            for key, value in terms.items():
                 row[key] = row.get(key, 0.0) + value.item() / batches
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        row["gradient"] = norm.item()
-        before(step, row)
+        row["gradient"] = clip_grad_norm_(parameters, settings.max_grad_norm).item()
+        before(row)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, settings)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        row["seconds"] = time.monotonic() - started
         yield row
 
 
 def fit(
     parameters: dict[str, torch.nn.Parameter],
-    losses_of: Callable[[int], dict[str, torch.Tensor]],
+    losses_of: Losses,
     settings: LoopSettings,
     weights: dict[str, float],
     run: Run | None = None,
@@ -218,64 +219,62 @@ def fit(
     draw: what redraws the validation photos. half: whether weights that the gradient passes
         through are float16.
 
-    Raises StylenbError for a folder that holds a run with other settings, and at the first loss or
-    gradient that is not finite, after putting the last good weights back. (With float16 it first
-    tries smaller and smaller scales of the loss, as overflow looks the same.)
+    Raises StylenbError for a folder that holds a run with other settings, and NotFinite at the
+    first loss or gradient that is not finite, after putting the last good weights back. (With
+    float16 it first tries smaller and smaller scales of the loss, as overflow looks the same.)
     """
-    run = run or Run()
-    optimizer = make_optimizer(list(parameters.values()), settings)
-    device = next(iter(parameters.values())).device
+    run, trained = run or Run(), list(parameters.values())
+    optimizer = make_optimizer(trained, settings)
     # Gradients of half-precision weights below 6e-8 would vanish if the loss were not scaled up.
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler = torch.amp.GradScaler(trained[0].device.type, enabled=half)
     identity = {**asdict(settings), **(about or {})}
     checkpoints = Checkpoints(run.folder, run.keep, identity, parameters, optimizer, scaler)
     history = History(checkpoints.resume(), steps=settings.steps)
-    history.seconds = sum(row["seconds"] for row in history.rows)
     history.pictures = checkpoints.pictures(len(history.rows))
 
-    def before(step: int, row: dict) -> None:
+    def check(finite: bool, what: str) -> None:
+        if not finite:
+            kept = checkpoints.restore()
+            raise NotFinite(
+                f"The {what} is not finite at step {len(history.rows)}; the weights of step {kept} "
+                f"are kept. Try half the learning rate ({settings.learning_rate / 2:g}), or "
+                f"smaller weights of the losses{', in another folder' * bool(run.folder)}."
+            )
+
+    def before(row: dict) -> None:
+        check(math.isfinite(row["loss"]), "loss")
         # The scaler finds its scale by gradients that overflow, and leaves those updates out.
         overflow = scaler.is_enabled() and scaler.get_scale() > 1
-        if not math.isfinite(row["loss"]) or not (math.isfinite(row["gradient"]) or overflow):
-            what = "gradient" if math.isfinite(row["loss"]) else "loss"
-            raise _not_finite(what, step, checkpoints, settings)
-        if step % run.checkpoint_every == 0:  # these weights have just given finite figures
-            _save(checkpoints, history)
+        check(math.isfinite(row["gradient"]) or overflow, "gradient")
+        if len(history.rows) % run.checkpoint_every == 0:
+            checkpoints.save(history)  # these weights have just given finite figures
 
-    loop = updates(
-        list(parameters.values()),
-        *(losses_of, settings, weights, optimizer, scaler),
-        first=len(history.rows),
-        before=before,
-    )
-    _watch(loop, history, run, checkpoints, draw)
-    if not all(p.isfinite().all() for p in parameters.values()):  # no loss has seen the last update
-        raise _not_finite("weight", len(history.rows), checkpoints, settings)
-    _save(checkpoints, history)
+    first = len(history.rows)
+    loop = updates(trained, losses_of, settings, weights, optimizer, scaler, first, before)
+    _report(loop, history, run, checkpoints, draw)
+    check(all(p.isfinite().all() for p in trained), "weight")  # no loss has seen the last update
+    checkpoints.save(history)
     if not history.finished:
         print(
-            f"Stopped after {run.minutes:g} min at step {len(history.rows)} of {settings.steps}"
-            + ("; run it again to resume." if run.folder else ".")
+            f"Stopped after {run.minutes:g} min at step {len(history.rows)} of {history.steps}"
+            f"{'; run it again to resume' * bool(run.folder)}."
         )
     return history
 
 
-def _watch(
-    loop: Iterator[dict], history: History, run: Run, checkpoints: Checkpoints, draw
-) -> None:
+def _report(loop, history: History, run: Run, checkpoints: Checkpoints, draw) -> None:
     """Run the loop to its end, or until the time is up: a row for each update, a bar, pictures."""
-    began = time.monotonic()
+    began = started = time.monotonic()
     smooth: dict[str, float] = {}
     done = len(history.rows)
     with tqdm(total=history.steps, initial=done, disable=not run.progress, desc="training") as bar:
-        for row in loop:
+        for step, row in enumerate(loop, done + 1):
+            row["seconds"] = time.monotonic() - started
             history.rows.append({key: float(f"{value:.5g}") for key, value in row.items()})
-            history.seconds += row["seconds"]
             for key in row.keys() - {"gradient", "seconds", "loss"}:
                 smooth[key] = 0.95 * smooth.get(key, row[key]) + 0.05 * row[key]
             bar.set_postfix({key: f"{smooth[key]:.3f}" for key in sorted(smooth)}, refresh=False)
             bar.update()
-            step = len(history.rows)
             if run.validation and step % run.validate_every == 0:
                 history.pictures[step] = draw(run.validation)
                 checkpoints.save_pictures(step, history.pictures[step])
@@ -283,25 +282,7 @@ def _watch(
                     run.watch(dict(history.pictures))
             if run.minutes is not None and time.monotonic() - began > 60 * run.minutes:
                 break
-
-
-def _save(checkpoints: Checkpoints, history: History) -> None:
-    checkpoints.save(history.rows)
-    if checkpoints.folder is not None:
-        with contextlib.suppress(StylenbError):  # for looking; the checkpoint has it too
-            history.save(checkpoints.folder / "history.json")
-
-
-def _not_finite(
-    what: str, step: int, checkpoints: Checkpoints, settings: LoopSettings
-) -> NotFinite:
-    """Put the last good weights back, and say why."""
-    kept = checkpoints.restore()
-    return NotFinite(
-        f"The {what} is not finite at step {step}; the weights of step {kept} are kept. Try half "
-        f"the learning rate ({settings.learning_rate / 2:g}), or smaller weights of the losses"
-        + (", in another folder." if checkpoints.folder else ".")
-    )
+            started = time.monotonic()
 
 
 def make_optimizer(parameters: list, settings: LoopSettings) -> torch.optim.Optimizer:

@@ -25,16 +25,10 @@ def pipeline(base: Base) -> StableDiffusionPipeline:
         raise StylenbError(
             "The text encoder was dropped to save memory: load the base again to use prompts."
         )
-    pipe = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=type(base.scheduler).from_config(base.scheduler.config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = base.vae, base.text_encoder, base.tokenizer, base.unet
+    scheduler = type(base.scheduler).from_config(base.scheduler.config)
+    without = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(*parts, scheduler, **without)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -51,9 +45,8 @@ def generate(
     """Draw `count` pictures for a prompt with DDIM, from pure noise.
 
     num_inference_steps: None is 30. guidance_scale: None is the base's default; 1 draws without
-    classifier-free guidance (https://arxiv.org/abs/2207.12598) in half the time. Picture i of a
-    seed is drawn from a noise of its own; `first` is the number of the first, so that a set can be
-    drawn in parts.
+    classifier-free guidance (https://arxiv.org/abs/2207.12598) in half the time. Every picture of a
+    seed has a noise of its own; first: the number of the first, to draw a set in parts.
 
     Raises StylenbError for values out of range and once the text encoder was dropped.
     """
@@ -64,14 +57,14 @@ def generate(
     seed = read("seed", seed, int)
     if not isinstance(prompt, str):
         raise StylenbError(f"A prompt is a string, not {prompt!r}.")
-    pipe, pictures = pipeline(base), []
-    for start in range(first, first + count, DRAWN_AT_ONCE):
-        numbers = range(start, min(start + DRAWN_AT_ONCE, first + count))
+    pipe, pictures, numbers = pipeline(base), [], range(first, first + count)
+    for start in range(0, count, DRAWN_AT_ONCE):
+        generators = [generator_at(seed, n) for n in numbers[start : start + DRAWN_AT_ONCE]]
         pictures += pipe(
-            [prompt] * len(numbers),
+            [prompt] * len(generators),
             num_inference_steps=steps or SOLVER_STEPS["ddim"],
             guidance_scale=guidance or base.default_guidance_scale,
-            generator=[generator_at(seed, number) for number in numbers],
+            generator=generators,
         ).images
     return pictures
 
@@ -85,11 +78,10 @@ def save_pipeline(base: Base, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     without_loras(base)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise StylenbError(f"'{folder}' holds something else: name a new folder.")
+    if folder.is_file() or any(folder.glob("*")) and not (folder / "model_index.json").is_file():
+        raise StylenbError(f"'{folder}' holds something else: name a new folder.")
     with replacing(folder) as temporary:
-        pipeline(base).save_pretrained(temporary, safe_serialization=True)
+        pipeline(base).save_pretrained(temporary)
         # transformers opens a model in the dtype that its config names, diffusers in float32 unless
         # it is told otherwise: a pipeline of both kinds would not run.
         config = temporary / "text_encoder" / "config.json"
@@ -101,10 +93,10 @@ def save_pipeline(base: Base, folder: str | Path) -> Path:
 
 def without_loras(base: Base) -> None:
     """Raise StylenbError while LoRAs are in the UNet, and take out what removed ones left."""
-    if adapters(base):
+    if names := ", ".join(map(repr, adapters(base))):
         raise StylenbError(
-            f"The LoRA {', '.join(map(repr, adapters(base)))} is in the UNet: keep it with "
-            "save_lora if it is to be kept, and take it out with remove_lora first."
+            f"The LoRA {names} is in the UNet: keep it with save_lora if it is to be kept, and "
+            "take it out with remove_lora first."
         )
     if lora_layers(base):  # else weights have other names, which plain diffusers cannot read
         base.unet.unload_lora()

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import CLIPTokenizer
 
 from .base import Base, fingerprint
 from .dreambooth import prompted_redraw, set_losses
@@ -53,67 +54,57 @@ def train_embedding(
 ) -> History:
     """Learn the embedding of one new token from a few pictures; it is left in the base.
 
-    pictures: PIL pictures of the base's size, 3 or more. settings: see EmbeddingSettings; None is
+    pictures: PIL pictures of the base's size, 3 or more. settings: None is
     EmbeddingSettings.for_base(base) with the token in the prompt. run: folder, minutes, validation,
-    ... as loop.Run has them; validation photos are redrawn with the prompt. With a folder,
+    ..., see loop.Run; validation photos are redrawn with the prompt. With a folder,
     `learned_embeds.safetensors` and `history.json` are written there, and a run that was cut
     resumes from its last checkpoint when it is started again.
 
     A token that was trained or loaded before is learned afresh. All other weights stay bit for bit.
     Raises StylenbError for a token that is a word already, or not in the prompt, an initializer
-    that is not one token, fewer than 3 pictures, and see `loop.fit`.
+    that is not one token, fewer than 3 pictures, and see `training.train` and `loop.fit`.
     """
     settings = settings or EmbeddingSettings.for_base(base, prompt=f"a {token} painting")
     run, pictures = Run(**run), list(pictures)
     check_pictures("Textual inversion", pictures, 3)
-    if base.text_encoder is None:
-        raise StylenbError(
-            "The text encoder was dropped to save memory: load the base again to train a token."
-        )
+    table = _table(base)
     begin = base.tokenizer(settings.initializer, add_special_tokens=False)["input_ids"]
     if len(begin) != 1:
         raise StylenbError(
             f"The initializer {settings.initializer!r} is {len(begin)} tokens to this base: choose "
             "one common word."
         )
-    about = {
-        "method": "textual inversion",
-        "base": base.name,
-        "fingerprint": fingerprint(base),
-        "token": token,
-        "pictures": digest(pictures),
-    }
+    about = {"method": "textual inversion", "base": base.name, "fingerprint": fingerprint(base)}
+    about |= {"token": token, "pictures": digest(pictures)}
     run.refuse_other(settings, about)
     latents = encode(base, pictures, settings.flip)[1]
-    if token in embeddings(base):
-        remove_embedding(base, token)
-    table = base.text_encoder.get_input_embeddings()
-    number = _add(base, token, table.weight[begin[0]])
-    if number not in base.tokenizer(settings.prompt)["input_ids"]:
-        remove_embedding(base, token)
-        raise StylenbError(
-            f"The token {token!r} is not in the prompt {settings.prompt!r}: put it there."
-        )
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
         states = partial(base.embed, settings.prompt)
         return {"noise": set_losses(base, settings, [latents], states, batch)[0]}
 
-    draw, file = prompted_redraw(base, settings.prompt), "learned_embeds"
-    with _trained_row(base, token, number) as row:
-        return train(
-            *(base, losses_of, settings, {}, run, file, about, draw),
-            save=lambda path, about: _save(path, token, row, about),
-        )
+    def save(path: Path, about: dict) -> None:
+        _save(path, token, row, about)
+
+    draw = prompted_redraw(base, settings.prompt)
+    with _new_row(base, token, table.weight[begin[0]]) as row:
+        if token not in base.tokenizer.tokenize(settings.prompt):
+            raise StylenbError(
+                f"The token {token!r} is not in the prompt {settings.prompt!r}: put it there."
+            )
+        return train(base, losses_of, settings, {}, run, "learned_embeds", about, draw, save)
 
 
 @contextmanager
-def _trained_row(base: Base, token: str, number: int) -> Iterator[torch.nn.Parameter]:
-    """Inside, one row of the table of embeddings is a parameter of its own, in float32, so that the
-    table can stay frozen and half. Afterwards the row is what it came to; or, unless that is up to
-    the last good one, the token is gone."""
-    table = base.text_encoder.get_input_embeddings()
-    row = torch.nn.Parameter(table.weight[number].detach().float().clone())
+def _new_row(base: Base, token: str, begin: torch.Tensor) -> Iterator[torch.nn.Parameter]:
+    """Inside, the table of embeddings has one more row, which is a parameter of its own, in
+    float32, so that the table can stay frozen and half. Afterwards the row is what it came to; or
+    the token is gone, if nothing was learned."""
+    if token in embeddings(base):
+        remove_embedding(base, token)
+    number = _add(base, token, begin)
+    table = _table(base)
+    row = torch.nn.Parameter(begin.detach().float().clone())
     table.register_parameter("new_token", row)
     hook = table.register_forward_hook(
         lambda _, ids, found: torch.where((ids[0] == number)[..., None], row.to(found), found)
@@ -134,12 +125,20 @@ def _trained_row(base: Base, token: str, number: int) -> Iterator[torch.nn.Param
             remove_embedding(base, token)
 
 
+def _table(base: Base) -> torch.nn.Embedding:
+    """The text encoder's table of embeddings. Raises StylenbError once the encoder was dropped."""
+    if base.text_encoder is None:
+        raise StylenbError(
+            "The text encoder was dropped to save memory: load the base again to use tokens."
+        )
+    return base.text_encoder.get_input_embeddings()
+
+
 def embeddings(base: Base) -> dict[str, torch.Tensor]:
     """The tokens that were added to the base, and the embedding (C,) of each."""
     if base.text_encoder is None:
         return {}
-    weight = base.text_encoder.get_input_embeddings().weight
-    known = base.tokenizer.vocab_size
+    weight, known = _table(base).weight, base.tokenizer.vocab_size
     added = sorted(base.tokenizer.get_added_vocab().items(), key=lambda item: item[1])
     return {token: weight[number].clone() for token, number in added if number >= known}
 
@@ -158,7 +157,7 @@ def _add(base: Base, token: str, embedding: torch.Tensor) -> int:
     embedding = embedding.detach().clone()
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         base.text_encoder.resize_token_embeddings(number + 1, mean_resizing=False)
-    base.text_encoder.get_input_embeddings().weight.data[number] = embedding
+    _table(base).weight.data[number] = embedding
     base.text_encoder.requires_grad_(False)
     return number
 
@@ -176,16 +175,13 @@ def remove_embedding(base: Base, token: str) -> None:
 
     Raises StylenbError for a token that was not added.
     """
-    from transformers import CLIPTokenizer
-
     kept = embeddings(base)
     if token not in kept:
         raise StylenbError(f"No token {token!r} was added to the base.")
     _refuse_trained_encoder(base)
     del kept[token]
-    base.tokenizer = CLIPTokenizer.from_pretrained(
-        str(base.folder / "tokenizer"), local_files_only=True
-    )
+    folder = str(base.folder / "tokenizer")
+    base.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     base.text_encoder.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)
     for other, embedding in kept.items():
         _add(base, other, embedding)
@@ -197,13 +193,12 @@ def save_embedding(base: Base, path: str | Path, token: str, about: dict | None 
     found = embeddings(base)
     if token not in found:
         raise StylenbError(f"No token {token!r} was added to the base, so there is none to save.")
-    about = {"method": "textual inversion", "base": base.name, **(about or {})}
-    return _save(Path(path), token, found[token], about)
+    told = {"method": "textual inversion", "base": base.name}
+    return _save(Path(path), token, found[token], told | (about or {}))
 
 
 def _save(path: Path, token: str, embedding: torch.Tensor, about: dict) -> Path:
-    tensor = embedding.detach().cpu().float()[None].contiguous()
-    return write_safetensors(path, {token: tensor}, {}, about)
+    return write_safetensors(path, {token: embedding.detach().cpu().float()[None]}, {}, about)
 
 
 def load_embedding(base: Base, path: str | Path) -> str:
@@ -213,20 +208,16 @@ def load_embedding(base: Base, path: str | Path) -> str:
     safetensors or not the embedding of one token, one of another width, and a token that means
     something else already.
     """
-    path = Path(path)
+    path, table = Path(path), _table(base).weight
     with open_safetensors(path) as file:
-        found = {key: file.get_tensor(key).float() for key in file.keys()}
-    if base.text_encoder is None:
-        raise StylenbError("The text encoder was dropped: load the base again to add a token.")
+        found = {key: file.get_tensor(key) for key in file.keys()}
     token, embedding = next(iter(found.items()), ("", torch.empty(0)))
-    if len(found) != 1 or embedding.numel() != embedding.shape[-1]:
+    if len(found) != 1 or embedding.numel() != embedding.shape[-1:].numel():
         raise StylenbError(
             f"{path.name} is not the embedding of one token ({len(found)} tensors, the first "
-            f"{tuple(embedding.shape)}): expected is one, of the shape (1, "
-            f"{base.unet.config.cross_attention_dim})."
+            f"{tuple(embedding.shape)}): expected is one, of the shape (1, {table.shape[1]})."
         )
-    embedding = embedding.flatten().to(base.device, base.dtype)
-    table = base.text_encoder.get_input_embeddings().weight
+    embedding = embedding.flatten().float().to(base.device, base.dtype)
     if len(embedding) != table.shape[1] or not embedding.isfinite().all():
         raise StylenbError(
             f"{path.name} does not fit the base {base.name!r} (an embedding of {len(embedding)} "

@@ -22,6 +22,7 @@ from .limits import Count, Natural, NonNegative, Nonzero, Positive, Share, Times
 from .loop import (
     History,
     LoopSettings,
+    Losses,
     Run,
     TrainingStopped,
     fit,
@@ -97,31 +98,24 @@ def train_style(
     style_pictures: PIL pictures of the base's size, 4 or more. The noise L2 is taken on them alone.
     content_pictures: pictures of anything, that LPIPS and the style loss teach the LoRA to redraw;
         None takes the style pictures for both.
-    settings: see Settings; None is Settings.for_base(base). run: folder, minutes, validation, ...
-        as loop.Run has them. With a folder, `NAME.safetensors` and `history.json` are written
-        there, and a run that was cut resumes from its last checkpoint when it is started again.
+    settings: None is Settings.for_base(base). run: folder, minutes, validation, ..., see loop.Run.
+        With a folder, `NAME.safetensors` and `history.json` are written there, and a run that was
+        cut resumes from its last checkpoint when it is started again.
 
     The base's text encoder and tokenizer are dropped: "" is encoded once, and nothing else is
-    needed. Raises StylenbError for fewer than 4 pictures, and see `loop.fit`.
+    needed. Raises StylenbError for fewer than 4 pictures, and see `train` and `loop.fit`.
     """
     settings, run = settings or Settings.for_base(base), Run(**run)
     style = list(style_pictures)
     content = list(style_pictures if content_pictures is None else content_pictures)
-    check_pictures("A style", style, 4, content)
-    if not content:
-        raise StylenbError("content_pictures is empty: give some, or leave it out.")
-    about = {
-        "name": name,
-        "base": base.name,
-        "fingerprint": fingerprint(base),
-        "prompt": base.prompt,
-        "style pictures": digest(style),
-        "content pictures": digest(content),
-    }
+    check_pictures("A style", style, 4, content_pictures=content)
+    about = {"name": name, "base": base.name, "fingerprint": fingerprint(base)}
+    about |= {"prompt": base.prompt, "style pictures": digest(style)}
+    about |= {"content pictures": digest(content)}
     run.refuse_other(settings, about)
     base.drop_text_encoder()
-
     losses_of = style_losses(base, settings, style, content)  # steps 1 to 4 of the pipeline
+    weights = {"lpips": settings.lpips_weight, "style": settings.style_weight}
     add_lora(base, name, settings.rank, settings.alpha, settings.seed, settings.layers)
 
     def draw(photos: Sequence) -> list:
@@ -130,12 +124,11 @@ def train_style(
         set_alpha(base, name, settings.alpha)
         return pictures
 
-    def save(path, about):
+    def save(path: Path, about: dict) -> None:
         set_alpha(base, name, settings.final_alpha)
         save_lora(base, path, name, about)
 
     base.unet.to(memory_format=torch.channels_last)  # an order in which convolutions take less time
-    weights = {"lpips": settings.lpips_weight, "style": settings.style_weight}
     try:
         # 5. Backpropagate and update A and B.
         return train(base, losses_of, settings, weights, run, name, about, draw, save)
@@ -153,15 +146,13 @@ def train_style(
             set_alpha(base, name, settings.final_alpha)
 
 
-def style_losses(
-    base: Base, settings: Settings, style_pictures: Sequence, content_pictures: Sequence
-) -> Callable[[int], dict[str, torch.Tensor]]:
-    """What gives the terms of the loss of batch 0, 1, 2, ...: "noise", and "lpips" and "style"
-    where pictures are looked at."""
+def style_losses(base: Base, settings: Settings, style: Sequence, content: Sequence) -> Losses:
+    """What gives the terms of the loss of a batch: "noise", and "lpips" and "style" where pictures
+    are looked at."""
     # 1. Encode: every picture once, not once a step.
-    style_images, style_latents = encode(base, style_pictures, settings.flip)
+    style_images, style_latents = encode(base, style, settings.flip)
     if settings.looks_at_pictures:
-        content_images, content_latents = encode(base, content_pictures, settings.flip)
+        content_images, content_latents = encode(base, content, settings.flip)
         looks = PictureLosses(style_images, settings.features, base.device)
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
@@ -195,9 +186,9 @@ def style_losses(
             t = t[size:]
             x0 = estimate_x0(base.scheduler, noisy[size:], prediction[size:], t)
             images = base.decode_quickly(x0)
-            lpips, style = looks(images, content_images[kept].to(base.device))
+            lpips, distance = looks(images, content_images[kept].to(base.device))
             trust = compute_snr(base.scheduler, t).clamp(max=1)  # of the estimate
-            terms["lpips"], terms["style"] = (lpips * trust).mean(), (style * trust).mean()
+            terms["lpips"], terms["style"] = (lpips * trust).mean(), (distance * trust).mean()
         return terms
 
     return losses_of
@@ -208,7 +199,7 @@ def style_losses(
 
 def train(
     base: Base,
-    losses_of: Callable[[int], dict[str, torch.Tensor]],
+    losses_of: Losses,
     settings: LoopSettings,
     weights: dict[str, float],
     run: Run,
@@ -218,7 +209,10 @@ def train(
     save: Callable,
 ) -> History:
     """`loop.fit` over whatever in the base requires a gradient. With a folder, what was learned is
-    saved there by save(FOLDER/NAME.safetensors, about)."""
+    saved there by save(FOLDER/NAME.safetensors, about).
+
+    Raises TrainingStopped, besides what `fit` raises, where it could not be saved.
+    """
     parameters = {n: p for n, p in base.parameters().items() if p.requires_grad}
     half = base.dtype == torch.float16
     if settings.gradient_checkpointing:
@@ -239,13 +233,17 @@ def train(
     return history
 
 
-def check_pictures(what: str, pictures: Sequence, least: int, others: Sequence = ()) -> None:
-    """Raise StylenbError for too few pictures, and unless they and the others have one size."""
+def check_pictures(what: str, pictures: Sequence, least: int, **others: Sequence) -> None:
+    """Raise StylenbError for too few pictures, for none of the others (by the name of their
+    argument), and unless all have one size."""
     if len(pictures) < least:
         raise StylenbError(
             f"{what} needs at least {least} pictures, better 16; these are {len(pictures)}."
         )
-    sizes = sorted({p.size for p in [*pictures, *others]})
+    for argument, given in others.items():
+        if not given:
+            raise StylenbError(f"{argument} is empty: give some, or leave it out.")
+    sizes = sorted({p.size for given in (pictures, *others.values()) for p in given})
     if len(sizes) > 1:
         raise StylenbError(
             f"All pictures of a training must have one size, these have {sizes}: open them with "
