@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import pretrain
 from stylenb.base import SOLVER_STEPS, Base, load
-from stylenb.baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
+from stylenb.course.baselines import BASELINES, GATYS_STEPS, Baseline, encode_and_decode
 from stylenb.device import autocast, autocast_dtype
 from stylenb.errors import StylenbError, replacing
 from stylenb.folders import stylize_folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers.training_utils import compute_snr
@@ -17,9 +16,6 @@ from safetensors.torch import load_file
 
 from .errors import StylenbError
 from .weights import data_file
-
-if TYPE_CHECKING:
-    import lpips
 
 FEATURES = ("pocket", "squeeze", "alex", "vgg")
 
@@ -57,7 +53,7 @@ def estimate_x0(
 
 
 @lru_cache(maxsize=2)
-def load_features(name: str = "pocket") -> lpips.LPIPS:
+def load_features(name: str = "pocket") -> torch.nn.Module:
     """The network behind LPIPS and the style loss, frozen, as a module of the `lpips` package.
 
     "pocket": SqueezeNet 1.1 trained on the pocket world, nothing to download; without LPIPS' linear
@@ -81,34 +77,28 @@ def load_features(name: str = "pocket") -> lpips.LPIPS:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision by an older name of an argument
         net = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
-    for slice_ in (getattr(net.net, f"slice{i}") for i in range(1, net.net.N_slices + 1)):
-        for index, layer in slice_.named_children():  # numbered as in torchvision's `features`
-            prefix = f"{index}."
-            layer.load_state_dict(
-                {
-                    key.removeprefix(prefix): value.float()
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-            )
+    # "slice2.3.squeeze.weight" of lpips is "3.squeeze.weight" of torchvision's `features`
+    net.net.load_state_dict({key: state[key.split(".", 1)[1]] for key in net.net.state_dict()})
     return net.eval().requires_grad_(False)
 
 
-def unit_features(net: lpips.LPIPS, images: torch.Tensor) -> list[torch.Tensor]:
+def unit_features(net: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     """Features (N, C, h, w) of images (N, 3, H, W) in [-1, 1], one tensor a layer, scaled to unit
     length at every place.
 
     The scaling is LPIPS' own. The style loss needs it too: the squares of raw features span orders
     of magnitude, and the few largest would drown all others.
     """
-    # The package's scaling has no gradient (NaN) where all features of a place are zero.
-    return [
-        f * (f.pow(2).sum(1, keepdim=True) + 1e-10).rsqrt()
-        for f in net.net(net.scaling_layer(images))
-    ]
+    return [unit(features) for features in net.net(net.scaling_layer(images))]
 
 
-def lpips_from(net: lpips.LPIPS, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """Features (N, C, h, w), scaled to unit length at every place."""
+    # The lpips package's scaling has no gradient (NaN) where all features of a place are zero.
+    return features * (features.pow(2).sum(1, keepdim=True) + 1e-10).rsqrt()
+
+
+def lpips_from(net: torch.nn.Module, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
     """LPIPS (https://arxiv.org/abs/1801.03924) of two sets of unit features: (N,)."""
     squares = [(one - two) ** 2 for one, two in zip(a, b, strict=True)]
     if net.lpips:
@@ -179,9 +169,8 @@ class PictureLosses:
         textures = [gram / size for gram, size in zip(grams, sizes, strict=True)]
         # The palette stands beside the Gram matrices, and not as one more of them: those are so
         # large that no layer among them would be heard.
-        return torch.stack(
-            [mean / variance + covariance / variance**2, torch.stack(textures).mean(0)]
-        )
+        colours = mean / variance + covariance / variance**2
+        return torch.stack([colours, torch.stack(textures).mean(0)])
 
     def __call__(
         self, images: torch.Tensor, content: torch.Tensor

@@ -1,47 +1,29 @@
 """Scores: what is left of the photo, how much of the style is there, how far the truth is, and how
 far a training has moved the model.
 
-Each gives one number for each picture, (N,); `mean_and_error` sums them up. What a score sees, and
-what it does not:
-
-- `lpips_distance`: how different two pictures look to a network. Without its official heads it
-  takes a change of style for a change of content; it was in the training loss.
-- `ssim`: whether light and dark lie alike in small windows. Blind to colour; takes the marks of a
-  style for a loss of content.
-- `edge_agreement`: whether outlines lie in the same places, whatever the style. Blind to colour,
-  tone, texture, and to whatever is smaller than about a 30th of the side.
-- `style_probability`: which of the styles that the judge learned a picture is in. Blind to the
-  content, and to how good a picture is once its style is plain.
-- `gram_distance`: palette and texture. Blind to where things are; was in the training loss.
-- `truth_distance`: colours, marks and texture at their places. Harsh on blur, mild on content:
-  another scene in the right style comes before the photo.
-- `pixel_distance`: light, dark and colour at their places. Mild on blur, harsh on a pattern that
-  lies a few pixels off; a right palette alone gains little.
-- `prior_drift`: how differently the model predicts noise. Blind to whether that is for the better.
-
-The style judge was in no training loss, so `truth_distance` looks through it and not through the
-network behind LPIPS, and `pixel_distance` through none. Blur and small shifts move the two in
-opposite ways, so what is nearer to the truth should be nearer in both.
+Each gives one number for each picture, (N,), and says what it is blind to. `truth_distance` looks
+through the style judge, which was in no training loss, and `pixel_distance` through no network.
+Blur and small shifts move these two in opposite ways: what is nearer to the truth is so in both.
 """
 
 import json
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import skimage  # which imports its parts when they are first used
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from .base import Base
 from .errors import StylenbError
 from .inference import redraw
 from .lora import adapters, set_scale
 from .lora_files import find_lora, load_lora
-from .losses import PictureLosses, load_features
+from .losses import PictureLosses, load_features, unit
 from .photos import to_tensor
 from .weights import data_file
 
@@ -49,112 +31,103 @@ JUDGE_SIDE = 128  # pixels: what the judge was trained on
 BATCH = 8  # pictures that go through a network at once
 
 
-# ------------------------------------------------------------------------- means and their errors
-
-
 def mean_and_error(values) -> tuple[float, float]:
     """Mean of values (N,) and the standard error of that mean (NaN for a single value)."""
-    values = _values(values)
+    values = np.asarray(values, float).ravel()
+    if not len(values):
+        raise StylenbError("There is nothing to average: give the score of at least one picture.")
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return float(values.mean()), float(error)
 
 
 def interval(values, level: float = 0.95) -> tuple[float, float]:
     """The interval in which the mean of values (N,), 2 or more, lies at this level: Student's t."""
-    from scipy.stats import t
+    from scipy.stats import t  # takes a second
 
     mean, error = mean_and_error(values)
-    reach = error * t.ppf((1 + level) / 2, max(1, len(_values(values)) - 1))
-    return mean - float(reach), mean + float(reach)
+    reach = error * float(t.ppf((1 + level) / 2, max(1, np.asarray(values).size - 1)))
+    return mean - reach, mean + reach
 
 
 def with_error(values) -> str:
     """Mean ± its standard error, as text."""
-    mean, error = mean_and_error(values)
-    return f"{mean:.3f} ± {error:.3f}"
-
-
-def _values(values) -> np.ndarray:
-    values = np.asarray(values, float).ravel()
-    if not len(values):
-        raise StylenbError("There is nothing to average: give the score of at least one picture.")
-    return values
+    return "{:.3f} ± {:.3f}".format(*mean_and_error(values))
 
 
 # ---------------------------------------------------------------------------- content: a photo kept
 
 
 def psnr(a, b) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures (or lists of them, averaged); inf if equal.
-
-    20 dB is rough, 30 dB is hard to tell apart at a glance.
-    """
-    from skimage.metrics import peak_signal_noise_ratio
-
-    pairs = zip(*_pairs(a, b), strict=True)
-    return float(np.mean([peak_signal_noise_ratio(*map(np.asarray, pair)) for pair in pairs]))
+    """Peak signal-to-noise ratio in dB of two pictures (or lists of them, averaged): 20 is rough,
+    30 is hard to tell apart at a glance, equal pictures have inf."""
+    pairs = [map(np.asarray, pair) for pair in zip(*_pairs(a, b), strict=True)]
+    return float(np.mean([skimage.metrics.peak_signal_noise_ratio(*pair) for pair in pairs]))
 
 
 @torch.no_grad()
 def lpips_distance(a, b) -> torch.Tensor:
     """LPIPS (https://arxiv.org/abs/1801.03924) of pictures a and b (or lists of N): (N,).
 
-    0 for equal pictures, larger is further. It was in the training loss: not a judge of LoRAs.
+    How different they look to a network; 0 for equal pictures. Without its official heads it takes
+    a change of style for a change of content. It was in the training loss: not a judge of LoRAs.
     """
     net = load_features()  # wherever a training has put it
     device = next(net.parameters()).device
-    parts = zip(*(to_tensor(p).split(BATCH) for p in _pairs(a, b)), strict=True)
-    return torch.cat([net(x.to(device), y.to(device)).flatten().cpu() for x, y in parts])
+    distances = [net(x.to(device), y.to(device)) for x, y in _batches(a, b)]
+    return torch.cat(distances).flatten().cpu()
 
 
 def ssim(a, b) -> torch.Tensor:
     """Structural similarity of the greys of pictures a and b (or lists of N): (N,).
 
-    1 for equal pictures, about 0 for unrelated ones
-    (Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861).
+    Whether light and dark lie alike in small windows: 1 for equal pictures, about 0 for unrelated
+    ones (Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861). Blind to colour; takes the
+    marks of a style for a loss of content.
     """
-    from skimage.metrics import structural_similarity
-
-    pairs = zip(*(map(_grey, p) for p in _pairs(a, b)), strict=True)
-    return torch.tensor([structural_similarity(x, y, data_range=1.0) for x, y in pairs]).float()
+    return _each(partial(skimage.metrics.structural_similarity, data_range=1.0), _grey, a, b)
 
 
 def edge_agreement(a, b) -> torch.Tensor:
     """Whether pictures a and b (or lists of N) have their outlines in the same places: (N,).
 
     The correlation of the Sobel magnitudes of their greys, after a blur by a 64th of the shorter
-    side, in which hatching, dots and stitches fade: 1 for equal pictures, 0 for unrelated ones. A
-    negative has the edges of its picture.
+    side, in which hatching, dots and stitches fade: 1 for equal pictures, 0 for unrelated ones.
+    Blind to colour, tone (a negative has the edges of its picture), texture, and to whatever is
+    smaller than about a 30th of the side.
     """
-    return torch.tensor(
-        [_correlation(_edges(x), _edges(y)) for x, y in zip(*_pairs(a, b), strict=True)]
-    ).float()
+    return _each(_correlation, _edges, a, b)
 
 
 def _edges(picture: Image.Image) -> np.ndarray:
-    from skimage.filters import gaussian, sobel
-
-    return sobel(gaussian(_grey(picture), min(picture.size) / 64))
+    blurred = skimage.filters.gaussian(_grey(picture), min(picture.size) / 64)
+    return skimage.filters.sobel(blurred)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's, in which two flat pictures agree and a flat and another do not."""
-    a, b = a - a.mean(), b - b.mean()
-    lengths = np.linalg.norm(a), np.linalg.norm(b)
-    flat = [length < 1e-6 * a.size**0.5 for length in lengths]
-    return float(all(flat)) if any(flat) else float((a * b).sum() / np.prod(lengths))
+    flat = [one.std() < 1e-6 for one in (a, b)]
+    return float(all(flat)) if any(flat) else np.corrcoef(a.ravel(), b.ravel())[0, 1]
 
 
 def _grey(picture: Image.Image) -> np.ndarray:
     """Luminance in 0..1, (H, W)."""
-    from skimage.color import rgb2gray
+    return skimage.color.rgb2gray(np.asarray(picture.convert("RGB")))
 
-    return rgb2gray(np.asarray(picture.convert("RGB")))
+
+def _each(compare: Callable, see: Callable, a, b) -> torch.Tensor:
+    """compare(see(x), see(y)) of every pair of pictures: (N,)."""
+    pairs = zip(*_pairs(a, b), strict=True)
+    return torch.tensor([compare(see(x), see(y)) for x, y in pairs]).float()
+
+
+def _batches(a, b) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of pictures as tensors, a few at a time."""
+    return zip(*(to_tensor(pictures).split(BATCH) for pictures in _pairs(a, b)), strict=True)
 
 
 def _pairs(a, b) -> tuple[list, list]:
     a, b = ([p] if isinstance(p, Image.Image) else list(p) for p in (a, b))
-    if len(a) != len(b) or any(x.size != y.size for x, y in zip(a, b, strict=True)):
+    if [p.size for p in a] != [p.size for p in b]:
         raise StylenbError(
             f"Pictures are compared in pairs of one size, and these are {len(a)} and {len(b)} of "
             f"{sorted({p.size for p in a + b})}: bring them together in one order and size."
@@ -162,7 +135,7 @@ def _pairs(a, b) -> tuple[list, list]:
     return a, b
 
 
-# --------------------------------------------------------------------------- style: judge and Gram
+# --------------------------------------------------------------------- style, truth, and the model
 
 
 @lru_cache(maxsize=1)
@@ -170,38 +143,32 @@ def load_judge() -> tuple[torch.nn.Module, list[str]]:
     """The style judge (a ShuffleNet that no training loss ever sees) and the styles it knows."""
     from torchvision.models import shufflenet_v2_x0_5
 
-    path = data_file("judge", "shufflenet_v2_x0_5.safetensors")
-    with safe_open(path, "pt") as file:
+    with safe_open(data_file("judge", "shufflenet_v2_x0_5.safetensors"), "pt") as file:
         styles = json.loads(file.metadata()["styles"])
+        weights = {key: file.get_tensor(key) for key in file.keys()}
     network = shufflenet_v2_x0_5(num_classes=len(styles))
-    network.load_state_dict(
-        {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in load_file(path).items()
-        }
-    )
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False), styles
 
 
-def _seen_by_judge(pictures) -> torch.Tensor:
-    x = to_tensor(pictures)
-    if x.shape[-2:] != (JUDGE_SIDE, JUDGE_SIDE):
-        size = (JUDGE_SIDE, JUDGE_SIDE)
-        x = torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
-    return x
+def _at_judges_size(images: torch.Tensor) -> torch.Tensor:
+    if images.shape[-2:] == (JUDGE_SIDE, JUDGE_SIDE):
+        return images
+    size = (JUDGE_SIDE, JUDGE_SIDE)
+    return torch.nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
 def style_probabilities(pictures) -> torch.Tensor:
     """What the judge makes of pictures, seen at 128 x 128: (N, styles), rows that sum to 1."""
-    network, _ = load_judge()
-    return network(_seen_by_judge(pictures)).softmax(1)
+    return load_judge()[0](_at_judges_size(to_tensor(pictures))).softmax(1)
 
 
 def style_probability(pictures, style: str) -> torch.Tensor:
-    """The judge's probability that each picture is in `style`: (N,) in 0..1.
+    """The judge's probability that each picture is in `style`: (N,) in 0..1. Blind to the content,
+    and to how good a picture is once its style is plain.
 
-    Raises StylenbError for a style that it has not learned.
+    Raises StylenbError for a style that the judge has not learned.
     """
     _, styles = load_judge()
     if style not in styles:
@@ -214,50 +181,40 @@ def style_probability(pictures, style: str) -> torch.Tensor:
 
 def judge(pictures) -> list[str]:
     """The style that the judge sees in each picture."""
-    _, styles = load_judge()
-    return [styles[i] for i in style_probabilities(pictures).argmax(1).tolist()]
+    return [load_judge()[1][i] for i in style_probabilities(pictures).argmax(1).tolist()]
 
 
 @torch.no_grad()
 def gram_distance(pictures, style_pictures) -> torch.Tensor:
     """The style loss of training, from pictures to what is common to style_pictures: (N,).
 
-    0 is the style itself, about 1 another one; see losses.PictureLosses. It was in the training
-    loss: it tells whether training did what it was asked to, not whether that was right.
+    0 is the style itself, about 1 another one; see losses.PictureLosses. Palette and texture, blind
+    to where things are. It was in the training loss: it tells whether training did what it was
+    asked to, not whether that was right.
     """
     looks = PictureLosses(to_tensor(style_pictures))
     return torch.cat([looks.style(part) for part in to_tensor(pictures).split(BATCH)])
-
-
-# --------------------------------------------------------------------------------- truth: two ways
 
 
 @torch.no_grad()
 def truth_distance(pictures, truth) -> torch.Tensor:
     """How different pictures look from the true renderings of the same scenes: (N,), 0 if equal.
 
-    As LPIPS, but through the style judge, which was in no training loss: the squared distance of
-    the features of its first two stages, scaled to unit length at every place, averaged over places
-    and summed. (The deeper two know the style and hardly the place: with them, another scene in
-    the right style would come before the true one slightly blurred.) Seen at 128 x 128.
+    As LPIPS, but through the style judge: the squared distance of the features of its first two
+    stages, at unit length at every place, averaged over places and summed; seen at 128 x 128. Harsh
+    on blur, mild on content: another scene in the right style comes before the photo. (The deeper
+    two stages hardly know the place: with them it would come before the true one, blurred a bit.)
     """
-    parts = zip(*(_seen_by_judge(p).split(BATCH) for p in _pairs(pictures, truth)), strict=True)
-    return torch.cat(
-        [
-            sum(
-                (one - two).pow(2).sum(1).mean((1, 2))
-                for one, two in zip(_stages(x), _stages(y), strict=True)
-            )
-            for x, y in parts
-        ]
-    )
-
-
-def _stages(x: torch.Tensor) -> list[torch.Tensor]:
     network, _ = load_judge()
-    first = network.conv1(x)
-    second = network.stage2(network.maxpool(first))
-    return [f * (f.pow(2).sum(1, keepdim=True) + 1e-10).rsqrt() for f in (first, second)]
+    stages = network.conv1, torch.nn.Sequential(network.maxpool, network.stage2)
+    found = []
+    for x, y in _batches(pictures, truth):
+        x, y, distance = _at_judges_size(x), _at_judges_size(y), 0
+        for stage in stages:
+            x, y = stage(x), stage(y)
+            distance = distance + (unit(x) - unit(y)).pow(2).sum(1).mean((1, 2))
+        found.append(distance)
+    return torch.cat(found)
 
 
 def pixel_distance(pictures, truth) -> torch.Tensor:
@@ -266,36 +223,18 @@ def pixel_distance(pictures, truth) -> torch.Tensor:
 
     1 - SSIM of the three channels of CIE Lab (so that colours count), averaged over the pictures
     and their copies at a half and a quarter of the size (Wang et al. 2003, multi-scale SSIM,
-    https://doi.org/10.1109/ACSSC.2003.1292216, multiply the scales). No network is in it.
+    https://doi.org/10.1109/ACSSC.2003.1292216, multiply the scales). Mild on blur, harsh on a
+    pattern that lies a few pixels off; a right palette alone gains little.
     """
-    from skimage.metrics import structural_similarity
-
-    return (
-        1
-        - torch.tensor(
-            [
-                np.mean(
-                    [
-                        structural_similarity(one, two, channel_axis=-1, data_range=1.0)
-                        for one, two in zip(_pyramid(x), _pyramid(y), strict=True)
-                    ]
-                )
-                for x, y in zip(*_pairs(pictures, truth), strict=True)
-            ]
-        ).float()
-    )
+    compare = partial(skimage.metrics.structural_similarity, channel_axis=-1, data_range=1.0)
+    return 1 - _each(lambda x, y: np.mean([*map(compare, x, y)]), _pyramid, pictures, truth)
 
 
 def _pyramid(picture: Image.Image) -> list[np.ndarray]:
     """Lab, over 100, at three sizes, less those that are too small for a window of 7 pixels."""
-    from skimage.color import rgb2lab
-
-    picture = picture.convert("RGB")
-    sizes = [picture.reduce(k) for k in (1, 2, 4) if k == 1 or min(picture.size) // k >= 7]
-    return [rgb2lab(np.asarray(p)) / 100 for p in sizes]
-
-
-# -------------------------------------------------------------------------------------- prior drift
+    sizes = [k for k in (1, 2, 4) if k == 1 or min(picture.size) // k >= 7]
+    copies = [np.asarray(picture.convert("RGB").reduce(k)) for k in sizes]
+    return [skimage.color.rgb2lab(copy) / 100 for copy in copies]
 
 
 class NoisePredictions(NamedTuple):
@@ -320,13 +259,12 @@ def noise_predictions(
     stylising works with; for DreamBooth also the class without the token, "a painting".
     """
     embedding = base.empty if prompt == "" else base.embed(prompt)
-    found = []
+    found, t = [], torch.tensor(timesteps)
     for i, image in enumerate(to_tensor(pictures)):
         latent = base.encode(image[None]).float().cpu()
         random = torch.Generator().manual_seed(seed + i)
         noise = torch.randn(len(timesteps), *latent.shape[1:], generator=random)
-        t = torch.tensor(timesteps, device=base.device)
-        noisy = base.scheduler.add_noise(latent.expand_as(noise), noise, t.cpu()).to(t.device)
+        noisy = base.scheduler.add_noise(latent.expand_as(noise), noise, t)
         found.append((base.predict_noise(noisy, t, embedding).float().cpu(), noise))
     return NoisePredictions(*map(torch.stack, zip(*found, strict=True)))
 
@@ -335,29 +273,27 @@ def prior_drift(before: NoisePredictions, after: NoisePredictions) -> torch.Tens
     """How far a model has moved, one number for each of N pictures: (N,).
 
     The mean squared difference of its noise predictions after and before, over the mean squared
-    error that it made before: 0 is the same model; at 1 it has moved as far as it was wrong.
+    error that it made before: 0 is the same model; at 1 it has moved as far as it was wrong. Blind
+    to whether that is for the better.
 
     Raises StylenbError unless both are of the same pictures, timesteps and seed.
     """
     if before.noise.shape != after.noise.shape or not torch.equal(before.noise, after.noise):
         raise StylenbError(
-            "The two predictions are of other pictures, timesteps or seeds: take both by "
-            "noise_predictions with the same arguments."
+            "The two predictions are of other pictures, timesteps or seeds: take both alike."
         )
-    moved, error = (
-        (before.predicted - other).pow(2).flatten(1).mean(1)
-        for other in (after.predicted, before.noise)
-    )
-    return moved / error
+
+    def squared_error(other: torch.Tensor) -> torch.Tensor:
+        return (before.predicted - other).pow(2).flatten(1).mean(1)
+
+    return squared_error(after.predicted) / squared_error(before.noise)
 
 
 # -------------------------------------------------------------------------- all of them, and curves
 
 
-def measure(
-    pictures, photos, style: str | None = None, style_pictures=None, truth=None
-) -> dict[str, torch.Tensor]:
-    """All scores that can be had of N pictures made from N photos, each (N,).
+def measure(pictures, photos, style: str | None = None, style_pictures=None, truth=None) -> dict:
+    """All scores that can be had of N pictures made from N photos, by name, each (N,).
 
     Always "lpips", "ssim" and "edges" to the photos. "judge" with a style that the judge knows,
     "gram" with style_pictures, "truth" and "pixels" with the N true renderings.
@@ -393,10 +329,10 @@ def sweep(
     "scale", "pictures", and the scores of `measure`, each (N,).
 
     style: a LoRA that is in the base, a shipped style, the path of a LoRA file, or None for the
-    base without any (a DreamBooth base, with its prompt, say), for which only scale 1 is run.
-    judged_as: the judge's name of the style; by default that of the LoRA, if the judge knows it.
-    truth: the photos' true renderings. seed: the i-th photo has the noise of seed + i, so that no
-    figure hangs on a single noise. Afterwards no LoRA is active.
+    base without any (of DreamBooth, say), for which only scale 1 is run. judged_as: the judge's
+    name of the style; by default that of the LoRA, if the judge knows it. truth: the photos' true
+    renderings. seed: photo i has the noise of seed + i, so that no figure hangs on a single noise.
+    Afterwards no LoRA is active.
     """
     strengths, scales = list(strengths), list(scales) if style is not None else [1.0]
     if not strengths or not scales:
@@ -429,14 +365,9 @@ def pareto(points) -> list[int]:
     """
     points = np.asarray(points, float)
     if points.ndim != 2 or not points.size or not np.isfinite(points).all():
-        raise StylenbError(
-            f"pareto takes finite numbers of the shape (points, scores), not {points.shape}."
-        )
-    kept = [
-        i
-        for i, p in enumerate(points)
-        if not ((points <= p).all(axis=1) & (points < p).any(axis=1)).any()
-    ]
+        raise StylenbError(f"pareto takes finite numbers (points, scores), not {points.shape}.")
+    beaten = [((points <= p).all(1) & (points < p).any(1)).any() for p in points]
+    kept = [i for i, lost in enumerate(beaten) if not lost]
     return sorted(kept, key=lambda i: tuple(points[i]))
 
 
@@ -446,13 +377,11 @@ def at_equal_content(
     """The best that a method reaches without losing more of the photos than another one does.
 
     Two methods can only be compared where they keep equally much: one that changes nothing keeps
-    everything, and one that draws what it likes may look more like the style. So each gets its own
-    curve, `rows`: the same photos at rising settings of its one knob, as `sweep` gives them.
-    Between neighbouring settings the scores of every picture are interpolated linearly. Of all
-    points of this curve whose mean `keep` (more is better) is at least `content`, the one with the
-    least mean `score` counts; if there is none, the setting that keeps most. The knob is thus
-    chosen with the truth in view, in favour of the method.
-
+    everything, and one that draws what it likes may look more like the style. `rows` is a method's
+    curve: the same photos at rising settings of its one knob, as `sweep` gives them, between which
+    the scores of every picture are interpolated linearly. Of its points whose mean `keep` (more is
+    better) is at least `content`, the one with the least mean `score` counts, a choice in favour of
+    the method that knows the truth; if there is none, the setting that keeps most.
     Returns a row: "strength", `keep` and `score`, the latter two (N,).
     """
     if not rows:
@@ -465,7 +394,6 @@ def at_equal_content(
         if min(a, b) < content < max(a, b):
             share = (content - a) / (b - a)
             points.append({n: (1 - share) * one[n] + share * two[n] for n in names})
-    if not points:
-        points = [rows[int(np.argmax(means))]]
+    points = points or [rows[int(np.argmax(means))]]
     best = min(points, key=lambda row: row[score].mean().item())
     return {**best, "strength": float(best["strength"])}

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stylenb import StylenbError, baselines, lpips_distance, sample_photo, scores
-from stylenb.baselines import BASELINES
+from stylenb import StylenbError, lpips_distance, sample_photo, scores
+from stylenb.course import baselines
+from stylenb.course.baselines import BASELINES
+from stylenb.inference import redraw
 from stylenb.lora import add_lora, set_scale
 from stylenb.losses import PictureLosses
 from stylenb.photos import to_pictures, to_tensor
@@ -53,7 +55,7 @@ def test_strength_is_how_far_a_baseline_goes(name, tiny, photos, examples):
     near, far = (np.mean([distance(*pair) for pair in zip(p, start)]) for p in further)  # noqa: B905
     assert 0 < near < far
     for wrong in (-0.1, 1.1):
-        with pytest.raises(StylenbError, match=f"strength lies from 0 to 1, not {wrong}"):
+        with pytest.raises(StylenbError, match=f"strength is a number from 0 to 1, not {wrong}"):
             quick(name, photos, examples, wrong, tiny)
 
 
@@ -77,12 +79,15 @@ def test_the_photo_is_left_as_it_is(photos):
 def test_plain_img2img_leaves_loras_out(tiny, photos):
     base = copy.copy(tiny)
     base.unet = copy.deepcopy(tiny.unet)
-    plain = baselines.img2img(photos, None, 0.4, base)
+    base.image_size = 512  # whose solver draws noise, of each photo its own
+    assert base.default_solver == "ddim"
+    plain = baselines.img2img(photos, None, 0.4, base, seed=3)
+    assert plain == redraw(base, photos, 0.4, seed=(3, 4, 5))
     for p in add_lora(base, "some", rank=2):
         p.data.fill_(0.2)
     set_scale(base, "some")
-    assert scores.redraw(base, photos, 0.4) != plain
-    assert baselines.img2img(photos, None, 0.4, base) == plain
+    assert redraw(base, photos, 0.4, seed=(3, 4, 5)) != plain
+    assert baselines.img2img(photos, None, 0.4, base, seed=3) == plain
 
 
 def quantiles(pictures):
@@ -91,15 +96,9 @@ def quantiles(pictures):
 
 
 def test_matched_colours_are_those_of_all_style_pictures_together(photos):
-    style = [
-        Image.fromarray(
-            np.random.default_rng(i)
-            .normal((40 + 90 * i, 120, 200 - 60 * i), 15, (64, 64, 3))
-            .clip(0, 255)
-            .astype(np.uint8)
-        )
-        for i in range(2)
-    ]
+    random = np.random.default_rng(0)
+    colours = [random.normal((40 + 90 * i, 120, 200 - 60 * i), 15, (64, 64, 3)) for i in (0, 1)]
+    style = [Image.fromarray(c.clip(0, 255).astype(np.uint8)) for c in colours]
     for photo in photos:
         (matched,) = baselines.match_colours([photo], style)
         assert np.abs(quantiles([matched]) - quantiles(style)).mean() < 2

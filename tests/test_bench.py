@@ -15,7 +15,7 @@ from PIL import ImageOps
 import stylenb
 from data import bench, pretrain
 from stylenb import StylenbError, inference, loop, training
-from stylenb.baselines import BASELINES, Baseline
+from stylenb.course.baselines import BASELINES, Baseline
 from stylenb.lora import adapters, add_lora
 from stylenb.lora_files import save_lora
 from stylenb.pocket.scenes import draw_scene

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.training_utils import compute_snr
 
 from stylenb import StylenbError, losses, sample_photo, to_tensor
 from stylenb.pocket.scenes import draw_scene
@@ -26,21 +27,15 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_estimate_is_exact_when_the_noise_is_known(tiny):
+def test_the_estimate_is_exact_and_an_error_of_the_noise_grows_with_the_timestep(tiny):
     x0, noise = random(5, 4, 8, 8), random(5, 4, 8, 8, seed=1)
-    t = torch.tensor([0, 100, 350, 700, 999])
+    t = torch.tensor([0, 100, 400, 700, 999])
     noisy = tiny.scheduler.add_noise(x0, noise, t)
     assert torch.allclose(losses.estimate_x0(tiny.scheduler, noisy, noise, t), x0, atol=1e-4)
-
-
-def test_an_error_of_the_noise_grows_with_the_timestep(tiny):
-    x0, noise = random(3, 4, 8, 8), random(3, 4, 8, 8, seed=1)
-    t = torch.tensor([100, 400, 999])
-    noisy = tiny.scheduler.add_noise(x0, noise, t)
     off = losses.estimate_x0(tiny.scheduler, noisy, noise + 0.01, t) - x0
-    gain = off.abs().flatten(1).mean(1) / 0.01
+    gain = off.abs().flatten(1).mean(1)[[1, 2, 4]] / 0.01
     assert gain.tolist() == pytest.approx([0.34, 1.16, 14.6], rel=0.02)
-    assert torch.allclose(gain**-2, losses.snr(tiny.scheduler, t), rtol=1e-3)
+    assert torch.allclose(gain**-2, compute_snr(tiny.scheduler, t[[1, 2, 4]]), rtol=1e-3)
 
 
 def test_noise_loss_is_the_mean_squared_error_of_each(tiny):
@@ -50,29 +45,22 @@ def test_noise_loss_is_the_mean_squared_error_of_each(tiny):
     assert plain.shape == (3,)
     assert plain[1].item() == pytest.approx(torch.nn.functional.mse_loss(a[1], b[1]).item())
     weighted = losses.noise_loss(a, b, t, tiny.scheduler, snr_gamma=5) / plain
-    ratio = losses.snr(tiny.scheduler, t)
+    ratio = compute_snr(tiny.scheduler, t)
     assert ratio[0] > 50  # nearly no noise: snr is far above 5
     assert weighted[0].item() == pytest.approx(5 / ratio[0].item())
     assert weighted[1:].tolist() == [1, 1]  # snr below 5 is left alone
 
 
-def test_lpips_from_features_is_that_of_the_package(net, scenes):
-    other = to_tensor([sample_photo(n, 128) for n in ("coffee", "chelsea")])
-    mine = losses.lpips_from(
-        net, losses.unit_features(net, scenes), losses.unit_features(net, other)
-    )
-    assert torch.allclose(mine, net(scenes, other).flatten(), rtol=1e-4)
-
-
-def test_lpips_with_linear_heads_too(scenes):
+@pytest.mark.parametrize("heads", [False, True])
+def test_lpips_from_features_is_that_of_the_package(heads, net, scenes):
     import lpips
 
-    net = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
-    other = scenes.flip(0)
-    mine = losses.lpips_from(
-        net, losses.unit_features(net, scenes), losses.unit_features(net, other)
-    )
-    assert torch.allclose(mine, net(scenes, other).flatten(), rtol=1e-4) and mine.min() > 0
+    if heads:
+        net = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    other = to_tensor([sample_photo(n, 128) for n in ("coffee", "chelsea")])
+    both = (losses.unit_features(net, pictures) for pictures in (scenes, other))
+    found = losses.lpips_from(net, *both)
+    assert torch.allclose(found, net(scenes, other).flatten(), rtol=1e-4) and found.min() > 0
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 64, 31, 31), (3, 7, 1, 9)])
@@ -119,10 +107,10 @@ def test_the_palette_is_mean_and_covariance_of_the_colours():
 
 @pytest.mark.parametrize("style", ["stained_glass", "blueprint", "woodcut"])
 def test_the_style_distance_knows_the_style(style):
-    looks = losses.PictureLosses(styled(style, range(50, 58)))
-    same = looks.style(styled(style, range(20, 26)))
-    plain = looks.style(to_tensor([draw_scene(i).picture for i in range(20, 26)]))
-    assert same.shape == (6,) and (same >= 0).all()
+    looks = losses.PictureLosses(styled(style, range(50, 54)))
+    same = looks.style(styled(style, range(20, 23)))
+    plain = looks.style(to_tensor([draw_scene(i).picture for i in range(20, 23)]))
+    assert same.shape == (3,) and (same >= 0).all()
     assert same.mean() < 0.5 * plain.mean()
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +11,12 @@ from safetensors.torch import load_file
 
 import stylenb
 from stylenb import StylenbError, judge, losses, lpips_distance, psnr, sample_photo, scores
+from stylenb.inference import redraw
 from stylenb.lora import adapters, add_lora, set_scale
 from stylenb.lora_files import save_lora
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import HELD_OUT, STYLES, apply_style
+from stylenb.weights import DATA
 
 DISTANCES = (lpips_distance, scores.truth_distance, scores.pixel_distance)
 LIKENESSES = (scores.ssim, scores.edge_agreement)
@@ -65,10 +66,8 @@ def test_an_interval_is_as_wide_as_a_table_of_t_says():
     assert high - 2.5 == pytest.approx(3.18245 * (5 / 3) ** 0.5 / 2, rel=1e-5)  # 3 degrees
     assert 2.5 - low == pytest.approx(high - 2.5)
     random = np.random.default_rng(0)
-    inside = [
-        low < 0 < high for low, high in (scores.interval(random.normal(size=8)) for _ in range(400))
-    ]
-    assert 0.92 < np.mean(inside) < 0.98
+    intervals = [scores.interval(random.normal(size=8)) for _ in range(400)]
+    assert 0.92 < np.mean([low < 0 < high for low, high in intervals]) < 0.98
 
 
 # --- content ---
@@ -93,13 +92,8 @@ def test_pictures_are_compared_in_pairs(score):
 
 @pytest.mark.parametrize("score", (*DISTANCES, *LIKENESSES), ids=lambda f: f.__name__)
 def test_equal_pictures_and_ever_more_blur(score, photos):
-    equal, *worse = (
-        score([p for p, _ in pairs], [q for _, q in pairs])
-        for pairs in (
-            list(zip(photos, other, strict=True))
-            for other in (photos, blurred(photos, 1), blurred(photos, 3), photos[::-1])
-        )
-    )
+    cases = (photos, blurred(photos, 1), blurred(photos, 3), photos[::-1])
+    equal, *worse = (score(photos, other) for other in cases)
     assert equal.shape == (2,) and equal.dtype == torch.float32
     best = torch.zeros(2) if score in DISTANCES else torch.ones(2)
     assert torch.allclose(equal, best, atol=1e-6)
@@ -148,7 +142,7 @@ def test_edges_are_the_same_at_any_size(side, photos):
 
 
 def test_a_missing_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(stylenb.base, "DATA", tmp_path)
+    monkeypatch.setattr("stylenb.weights.DATA", tmp_path)
     for load in (scores.load_judge, losses.load_features):
         with pytest.raises(StylenbError, match="is missing: clone the whole repository"):
             load.__wrapped__()  # past the cache
@@ -157,16 +151,14 @@ def test_a_missing_network_says_what_to_do(tmp_path, monkeypatch):
 # --- with the shipped networks ---
 
 
-def test_lpips_distance(photos):
-    assert torch.equal(lpips_distance(photos, photos), torch.zeros(2))
+def test_lpips_is_the_same_both_ways(photos):
     much = lpips_distance(photos, blurred(photos, 3))
     assert torch.allclose(lpips_distance(blurred(photos, 3), photos), much, rtol=1e-4)
-    assert (lpips_distance(photos, photos[::-1]) > much).all()
 
 
 def test_lpips_runs_on_the_shipped_weights():
     network = losses.load_features()
-    shipped = load_file(stylenb.base.DATA / "perceptual" / "squeezenet1_1.safetensors")
+    shipped = load_file(DATA / "perceptual" / "squeezenet1_1.safetensors")
     weights = {
         name.split(".", 1)[1]: value
         for name, value in network.net.state_dict().items()  # "slice2.3.squeeze.weight"
@@ -260,10 +252,10 @@ def test_the_truth_distance_looks_through_the_judge_alone(scenes, monkeypatch):
 
 def test_pixels_see_tone_and_colour_as_their_formula_says():
     # flat pictures have no variance: what is left of SSIM is its first factor
-    one, c = 0.01**2, lambda a, b: (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
-    assert scores.pixel_distance(grey(0), grey(255)).item() == pytest.approx(
-        (1 - one) / 3, abs=0.01
-    )
+    def c(a, b):
+        return (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
+
+    assert scores.pixel_distance(grey(0), grey(255)).item() == pytest.approx(1 / 3, abs=0.01)
     red, green = (Image.new("RGB", (32, 32), colour) for colour in ("#f00", "#00ff00"))
     expected = 1 - (c(0.5324, 0.8774) + c(0.8009, -0.8618) + c(0.6720, 0.8318)) / 3
     assert scores.pixel_distance(red, green).item() == pytest.approx(expected, abs=0.01)
@@ -349,26 +341,22 @@ def test_a_drift_depends_on_its_own_picture_and_on_the_prompt(base, small):
         scores.prior_drift(whole, scores.noise_predictions(base, small, seed=1))
 
 
-def test_redraw_takes_the_base_as_it_is(base, small):
-    redraw = partial(scores.redraw, solver="ddim")
-    plain = redraw(base, small, 0.5, steps=4)
+def largest_difference(pictures, others):
+    pairs = zip(pictures, others, strict=True)
+    return max(np.abs(np.int16(a) - np.int16(b)).max() for a, b in pairs)
+
+
+def test_a_redraw_takes_the_base_as_it_is(base, small):
+    def drawn(pictures, *seeds):
+        return redraw(base, pictures, 0.5, 4, seeds, solver="ddim")
+
+    plain = drawn(small, 0, 1, 2)
     assert [p.size for p in plain] == [(64, 64)] * 3
-
-    def largest_difference(pictures, others):
-        return max(
-            np.abs(np.int16(a) - np.int16(b)).max() for a, b in zip(pictures, others, strict=True)
-        )
-
-    again = redraw(base, small[1:], 0.5, steps=4, seed=1)
-    assert largest_difference(again, plain[1:]) <= 1  # noises go along
-    assert largest_difference(redraw(base, small[:1], 0.5, steps=4, seed=1), plain[:1]) > 1
-    assert len({p.tobytes() for p in redraw(base, [small[0]] * 3, 0.5, steps=4)}) == 3
-    found = scores.redraw(base, small, 0.5, steps=4)  # by the base's own solver
-    assert largest_difference(found, plain) > 1
+    assert largest_difference(drawn(small[1:], 1, 2), plain[1:]) <= 1  # noises go along
+    assert largest_difference(drawn(small[:1], 1), plain[:1]) > 1
+    assert largest_difference(redraw(base, small, 0.5, 4), plain) > 1  # by the base's own solver
     set_scale(base, "ink")
-    assert redraw(base, small, 0.5, steps=4) != plain
-    with pytest.raises(StylenbError, match="strength lies above 0 and up to 1, not 0"):
-        scores.redraw(base, small, 0)
+    assert drawn(small, 0, 1, 2) != plain
 
 
 def test_measure_gives_what_can_be_had(small):
@@ -384,37 +372,43 @@ def test_measure_gives_what_can_be_had(small):
 
 def test_a_sweep(base, small, lora):
     truth = rendered("ink", small)
-    rows = scores.sweep(base, small, lora, [0.25, 0.75], [0.0, 1.0], truth, steps=4)
-    assert [(r["strength"], r["scale"]) for r in rows] == [
-        (0.25, 0.0),
-        (0.75, 0.0),
-        (0.25, 1.0),
-        (0.75, 1.0),
-    ]
+    rows = scores.sweep(base, small, lora, [0.25, 0.75], [0.0, 1.0], truth, num_inference_steps=4)
+    settings = [(r["strength"], r["scale"]) for r in rows]
+    assert settings == [(0.25, 0.0), (0.75, 0.0), (0.25, 1.0), (0.75, 1.0)]
     last = rows[-1]
     assert {"lpips", "ssim", "edges", "judge", "truth", "pixels"} < last.keys()
     set_scale(base, "ink")
-    assert last["pictures"] == scores.redraw(base, small, 0.75, steps=4)
+    assert last["pictures"] == redraw(base, small, 0.75, 4)
     set_scale(base, None)
-    assert rows[1]["pictures"] == scores.redraw(base, small, 0.75, steps=4)  # scale 0 is off
+    assert rows[1]["pictures"] == redraw(base, small, 0.75, 4)  # scale 0 is off
     assert torch.equal(last["truth"], scores.truth_distance(last["pictures"], truth))
     assert torch.equal(last["judge"], scores.style_probability(last["pictures"], "ink"))
     assert torch.equal(last["edges"], scores.edge_agreement(last["pictures"], small))
 
 
+def test_a_sweep_draws_each_photo_from_its_own_noise(base, small):
+    base.image_size = 512  # as of a base of SD's size, whose solver draws noise
+    photos = [small[0], small[0]]
+    (row,) = scores.sweep(base, photos, None, [0.5], num_inference_steps=2, seed=3)
+    assert base.default_solver == "ddim" and row["pictures"][0] != row["pictures"][1]
+    assert row["pictures"] == redraw(base, photos, 0.5, 2, (3, 4))
+
+
 def test_a_sweep_over_what_is_in_the_base(base, small, tmp_path):
     set_scale(base, "ink", 2.0)
-    (named,) = scores.sweep(base, small, "ink", [0.5], judged_as="neon", steps=2)
+    (named,) = scores.sweep(base, small, "ink", [0.5], judged_as="neon", num_inference_steps=2)
     assert torch.equal(named["judge"], scores.style_probability(named["pictures"], "neon"))
     assert "truth" not in named and adapters(base) == ["ink"]
-    off = scores.redraw(base, small, 0.5, steps=2)
-    (bare,) = scores.sweep(base, small, None, [0.5], [0.5, 2.0], steps=2)  # no scale to sweep over
-    assert "judge" not in bare and bare["scale"] == 1 and bare["pictures"] != named["pictures"]
+    off = redraw(base, small, 0.5, 2)
+    (bare,) = scores.sweep(base, small, None, [0.5], [0.5, 2.0], num_inference_steps=2)
+    assert "judge" not in bare and bare["scale"] == 1  # there is none to sweep over
+    assert bare["pictures"] != named["pictures"]
     assert bare["pictures"] == off  # the LoRA was switched off again
     for wrong, message in (
         (dict(strengths=[]), "at least one strength"),
         (dict(strengths=[1.5], truth=small[:1]), "in pairs of one size"),  # before the rest
-        (dict(strengths=[1.5]), "strength lies above 0"),
+        (dict(strengths=[1.5]), "strength is a number above 0 and up to 1, .*not 1.5"),
+        (dict(strengths=[0]), "strength is a number above 0 and up to 1, .*not 0"),
     ):
         with pytest.raises(StylenbError, match=message):
             scores.sweep(base, small, "ink", **wrong)

@@ -368,7 +368,7 @@ for key in ("lpips_weight", "style_weight"):
 # **Predict:** `gram` will fall. Will `truth` fall as well, and by as much?
 
 # %% tags=["parameters"]
-from stylenb.baselines import gatys
+from stylenb.course.baselines import gatys
 
 gatys_steps = 60  # where the share is 1
 gatys_curve = []
@@ -911,7 +911,7 @@ dreambooth_file = save_dreambooth(base, folder / "dreambooth.safetensors")  # fo
 undo_dreambooth(base)
 
 # %%
-from stylenb.baselines import BASELINES, encode_and_decode
+from stylenb.course.baselines import BASELINES, encode_and_decode
 
 kept_whole = encode_and_decode(base, scenes)  # what strength 0 is, for methods that draw
 curves["photo as it is"] = [row_of(scenes, strength=0.0)]

@@ -13,28 +13,25 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import skimage  # which imports its parts when they are first used
 import torch
 from PIL import Image
 
-from .base import Base
-from .errors import StylenbError
-from .inference import redraw
-from .limits import Share, read
-from .lora import set_scale
-from .losses import PictureLosses, lpips_from, unit_features
-from .photos import to_pictures, to_tensor
-from .scores import BATCH
+from ..base import Base
+from ..errors import StylenbError
+from ..inference import redraw
+from ..limits import Share, read
+from ..lora import set_scale
+from ..losses import PictureLosses, lpips_from, unit_features
+from ..photos import to_pictures, to_tensor
+from ..scores import BATCH
 
 Pictures = Sequence[Image.Image]
 GATYS_STEPS = 60
 
 
 def photo_as_it_is(
-    photos: Pictures,
-    style_pictures: Pictures | None = None,
-    strength: float = 0.0,
-    base: Base | None = None,
-    seed: int = 0,
+    photos: Pictures, style_pictures=None, strength=0.0, base=None, seed=0
 ) -> list[Image.Image]:
     """Nothing done: what any method must be better than. It has no knob."""
     return list(photos)
@@ -42,11 +39,7 @@ def photo_as_it_is(
 
 @torch.no_grad()
 def img2img(
-    photos: Pictures,
-    style_pictures: Pictures | None,
-    strength: float,
-    base: Base,
-    seed: int = 0,
+    photos: Pictures, style_pictures: Pictures | None, strength: float, base: Base, seed: int = 0
 ) -> list[Image.Image]:
     """Image-to-image without a LoRA: noise up to `strength`, denoise with the base alone.
 
@@ -61,33 +54,22 @@ def img2img(
 
 
 def match_colours(
-    photos: Pictures,
-    style_pictures: Pictures,
-    strength: float = 1.0,
-    base: Base | None = None,
-    seed: int = 0,
+    photos: Pictures, style_pictures: Pictures, strength: float = 1.0, base=None, seed=0
 ) -> list[Image.Image]:
     """Give each photo the colours of all style pictures together, and change nothing else.
 
     The histograms of red, green and blue are matched (Gonzalez and Woods, Digital Image
     Processing, 3.3). strength: the share of it that is laid over the photo.
     """
-    from skimage.exposure import match_histograms
-
     strength = read("strength", strength, Share)
     reference = np.concatenate(
         [np.asarray(p.convert("RGB")).reshape(-1, 1, 3) for p in _some(style_pictures)]
     )
-    return [
-        Image.blend(
-            photo.convert("RGB"),
-            Image.fromarray(
-                match_histograms(np.asarray(photo.convert("RGB")), reference, channel_axis=-1)
-            ),
-            strength,
-        )
-        for photo in photos
-    ]
+    pictures = []
+    for photo in (photo.convert("RGB") for photo in photos):
+        matched = skimage.exposure.match_histograms(np.asarray(photo), reference, channel_axis=-1)
+        pictures.append(Image.blend(photo, Image.fromarray(matched), strength))
+    return pictures
 
 
 @torch.enable_grad()
@@ -110,20 +92,18 @@ def gatys(
     begins at noise, and uses L-BFGS, whose line search would tie the pictures of a batch together.)
     """
     strength = read("strength", strength, Share)
-    looks = PictureLosses(
-        to_tensor(_some(style_pictures)), features, None if base is None else base.device
-    )
-    device = looks.targets[0].device
+    device = None if base is None else base.device
+    looks = PictureLosses(to_tensor(_some(style_pictures)), features, device)
     pictures = []
     for photo in to_tensor(photos).split(BATCH):
-        x = photo.to(device, copy=True)
+        x = photo.to(looks.targets[0].device, copy=True)
         with torch.no_grad():
             kept = unit_features(looks.net, x)
         x.requires_grad_()
         optimizer = torch.optim.Adam([x], lr=0.02)
         for _ in range(round(strength * steps)):
-            features = unit_features(looks.net, x)
-            content, style = lpips_from(looks.net, features, kept), looks.style(x, features)
+            seen = unit_features(looks.net, x)
+            content, style = lpips_from(looks.net, seen, kept), looks.style(x, seen)
             (x.grad,) = torch.autograd.grad((content_weight * content + style).sum(), x)
             optimizer.step()
             with torch.no_grad():
@@ -134,11 +114,7 @@ def gatys(
 
 @torch.no_grad()
 def latent_adain(
-    photos: Pictures,
-    style_pictures: Pictures,
-    strength: float,
-    base: Base,
-    seed: int = 0,
+    photos: Pictures, style_pictures: Pictures, strength: float, base: Base, seed=0
 ) -> list[Image.Image]:
     """Give the latents of each photo the statistics of a style (Huang and Belongie 2017,
     https://arxiv.org/abs/1703.06868), and decode them.
