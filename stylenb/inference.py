@@ -25,7 +25,7 @@ from PIL import Image
 from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
 from .limits import Count, Strength, Timestep, check_fields, read
-from .lora import set_scale, switched
+from .lora import merged, set_scale, switched
 from .lora_files import find_lora, load_lora
 from .photos import Fit, open_photo, to_pictures, to_tensor
 
@@ -107,6 +107,11 @@ def invert(
     given = {name: value for name, value in base.scheduler.config.items() if name in known}
     scheduler = DDIMInverseScheduler(**given)
     scheduler.set_timesteps(steps, device=base.device)
+    if merged(base):
+        raise StylenbError(
+            "A LoRA is merged, and an inversion needs the base without it: unmerge_lora(base) "
+            "first, or draw with solver='ddim' or 'dpm'."
+        )
     with switched(base, None), base.with_originals():
         for t in _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)]):
             noise = base.predict_noise(latents, t, base.empty)
