@@ -159,7 +159,8 @@ class Base:
         """This base for a prompt: wherever it is given no embedding, this one stands in for "".
 
         So `stylize(photo, base=base.with_prompt("a sks style painting"))` redraws with the prompt.
-        The parts are shared, not copied; the text encoder's embedding is the one of now.
+        The parts are shared, not copied; a change of the text encoder after this
+        call does not reach the prompt.
         """
         other = copy.copy(self)
         with torch.inference_mode(False), torch.no_grad():

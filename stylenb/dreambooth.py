@@ -339,7 +339,7 @@ def save_dreambooth(
     """Write the weights that DreamBooth replaced, and no others, as safetensors.
 
     dtype: half precision halves the file. `about` (how it was trained) is kept in the metadata
-    with the base's name and read back by load_dreambooth and lora.about_lora.
+    with the base's name and read back by load_dreambooth and lora_files.about_lora.
 
     Raises StylenbError where nothing is replaced.
     """

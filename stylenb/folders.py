@@ -224,7 +224,8 @@ def _output_folder(folder: Path, output) -> Path:
 
 
 def _targets(files: list[Path], output: Path) -> dict[Path, Path]:
-    """Which file each photo's picture goes to; no two have the same, even if case is not told."""
+    """Which file each photo's picture goes to; no two have the same, even on a disk that takes
+    a.png and A.png for one."""
     kinds = Image.registered_extensions()
     stems = Counter(f.stem.casefold() for f in files if f.suffix.lower() in kinds)
     targets, taken = {}, set()

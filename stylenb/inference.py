@@ -44,7 +44,8 @@ def denoise(
     solver: str | None = None,
     noisy: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Noise latents (N, 4, h, w) up to `strength` of the schedule and denoise them; same shape out.
+    """Add noise to latents (N, 4, h, w), up to `strength` of the schedule, and denoise them again;
+    same shape out.
 
     strength: in (0, 1]; s goes s of the way up the schedule, and s * num_inference_steps steps down
         again. strength, solver: None is the base's default.
@@ -148,6 +149,7 @@ def _karras_timesteps(alphas_cumprod: torch.Tensor, first: int, count: int) -> l
 
 
 def check_seeds(seed, count: int) -> list[int]:
+    """A seed for each of `count` pictures. Raises StylenbError for what cannot be seeds."""
     try:
         seeds = [index(one) for one in (seed if isinstance(seed, Iterable) else [seed] * count)]
     except TypeError:

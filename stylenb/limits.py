@@ -49,7 +49,7 @@ class Within:
 Count = Annotated[int, Within(1)]
 Natural = Annotated[int, Within(0)]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
-Timestep = Annotated[int, Within(1, 1000)]  # of a schedule of a thousand
+Timestep = Annotated[int, Within(1, 1000)]  # or how many, of a schedule of a thousand
 Positive = Annotated[float, Within(0, open=True)]
 NonNegative = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]

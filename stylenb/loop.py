@@ -251,7 +251,7 @@ def fit(
 
     first = len(history.rows)
     loop = updates(trained, losses_of, settings, weights, optimizer, scaler, first, before)
-    _report(loop, history, run, checkpoints, draw)
+    _run_and_report(loop, history, run, checkpoints, draw)
     check(all(p.isfinite().all() for p in trained), "weight")  # no loss has seen the last update
     checkpoints.save(history)
     if not history.finished:
@@ -262,7 +262,7 @@ def fit(
     return history
 
 
-def _report(loop, history: History, run: Run, checkpoints: Checkpoints, draw) -> None:
+def _run_and_report(loop, history: History, run: Run, checkpoints: Checkpoints, draw) -> None:
     """Run the loop to its end, or until the time is up: a row for each update, a bar, pictures."""
     began = started = time.monotonic()
     smooth: dict[str, float] = {}

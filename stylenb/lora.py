@@ -279,7 +279,7 @@ def _finite(whose: str, *factors) -> float:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Leave torch's random state as it was, and out that a LoRA is not the first or only one."""
+    """Inside, peft does not warn that there are several LoRAs; torch's random state is kept."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*peft_config|Adapter .* was active", UserWarning)
         yield

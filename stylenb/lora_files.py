@@ -93,7 +93,7 @@ def load_lora(base: Base, style: str | Path) -> str:
 
     It is switched off until set_scale makes it active; what was active stays so. Loading what is
     loaded already does nothing. The file is safetensors in the layout of diffusers or of kohya's
-    scripts; where it tells no alpha, the course's is 1.
+    scripts; where no alpha is in it, the course's is 1.
 
     Raises StylenbError, which names what was found and what was expected, for an unknown style, a
     file that is not safetensors or not a whole LoRA, one that was trained for another base, and one
@@ -267,7 +267,8 @@ def _refuse_without_effect(base: Base, file: str, name: str, state: dict) -> Non
 
 
 def open_safetensors(path: Path):
-    """safetensors' reader of a file, for a with statement. Raises StylenbError where it is none."""
+    """safetensors' reader of a file, for a with statement. Raises StylenbError for another
+    kind of file."""
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:

@@ -10,6 +10,9 @@ strokes.
 A style is a function (a, u, rng) -> array of the shape of `a`: float32 (H, W, 3) in [0, 1]. All
 lengths are in units of 1/128 of the shorter side, `u` pixels each (at least one), so a 512 px
 picture gets the same look with marks four times as large. rng is a generator of the style's own.
+
+To add one: its function, and its name at the end of HELD_OUT and of PHRASES; then the stages vae,
+perceptual, judge and loras of data/pretrain.py, since autoencoder and judge see every style.
 """
 
 import cv2
