@@ -40,7 +40,7 @@ def load(
     dtype = chosen if dtype is None else dtype
     folder = find_folder(name_or_path, half=device.type != "cpu")
     name = str(name_or_path) if name_or_path in ("pocket", "sd15") else folder.name
-    return Base(name, folder, device, dtype, **load_parts(folder, device, dtype))
+    return Base(name, folder, **load_parts(folder, device, dtype), device=device, dtype=dtype)
 
 
 class Base:
@@ -59,7 +59,7 @@ class Base:
     encode, decode, embed and predict_noise to whatever does.
     """
 
-    def __init__(self, name, folder, device, dtype, vae, unet, scheduler, tokenizer, text_encoder):
+    def __init__(self, name, folder, vae, unet, scheduler, tokenizer, text_encoder, device, dtype):
         self.name, self.folder = name, folder
         self.vae, self.unet, self.scheduler = vae, unet, scheduler
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
