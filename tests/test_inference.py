@@ -447,7 +447,7 @@ BAD_VALUES = {
     "a photo that is not there": ({"image": "gone.jpg"}, "no file 'gone.jpg'"),
     "a photo that is none": ({"image": b"Dear reader"}, "not a picture"),
     "a scale that is no number": ({"scale": float("nan")}, "NaN"),
-    "a group that is none": ({"scale": {"text": 1}}, "no group of layers 'text'"),
+    "a group that is none": ({"scale": {"text": 1}}, "'text' is not a group of layers"),
     "a group's scale": ({"scale": {"up": "high"}}, "the group 'up' must be a number"),
     "unknown solver": ({"solver": "euler"}, "one of 'ddim', 'inversion', 'dpm', or None, not"),
     "batch size 0": ({"batch_size": 0}, "batch_size is a whole number from 1 up, or None, not 0"),

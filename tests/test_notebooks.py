@@ -12,7 +12,7 @@ import pytest
 from notebooks.build import EDITIONS, ROOT, edition_path, sources
 
 SAID = {"learner": "not solved yet, going on with the reference.", "teacher": "right."}
-NUMBER = re.compile(r"^(\w+ = )(\d[\d_]*)(?=\s*(?:#.*)?$)", re.M)
+NUMBER = re.compile(r"^(\w+ = (?:\w+\()?)(\d[\d_]*)(?=\)?\s*(?:#.*)?$)", re.M)
 MOST = 3
 HURRY = f"""\
 def hurry():

@@ -530,7 +530,7 @@ ddim_step = lesson_02.check("ddim_step", ddim_step)
 # Which timesteps? We take evenly spaced ones, from high to low, and the last leads to t = 0.
 
 
-# %%
+# %% tags=["parameters"]
 def timesteps_for(steps):
     """A list of `steps` timesteps, evenly spaced, from high to low; the last one is 1."""
     stride = base.scheduler.config.num_train_timesteps // steps
