@@ -403,7 +403,7 @@ def new_tokenizer(captions: list[str], folder: Path):
 
     The rare token (`sks`) is in the vocabulary but in no caption: DreamBooth gives it a meaning.
     What is in `folder` already is used as it is: the trainer breaks ties by chance, and a text
-    encoder that goes on from a checkpoint needs the numbers that it has learned.
+    encoder that resumes from a checkpoint needs the numbers that it has learned.
     """
     from transformers import CLIPTokenizer
 
