@@ -216,18 +216,24 @@ def save_half(network: nn.Module, path: Path, about: dict[str, str] | None = Non
 
 
 def render_set(
-    folder: Path, name: str, count: int, first_seed: int, styles: tuple, photo_share: float
+    folder: Path,
+    name: str,
+    count: int,
+    first_seed: int,
+    styles: tuple,
+    photo_share: float,
+    size: int = training_mix.SIZE,
 ) -> tuple[np.ndarray, list[dict]]:
     """Draw `count` examples once and keep them in `folder`; later calls read them back.
 
-    Returns the pictures, uint8 (count, 128, 128, 3), and for each its caption, style and kind.
+    Returns the pictures, uint8 (count, size, size, 3), and for each its caption, style and kind.
     """
     pictures_file, facts_file = folder / f"{name}.npy", folder / f"{name}.json"
     if not facts_file.exists():  # written last, so it stands for a complete set
         print(f"drawing {count} pictures for {name} ...", flush=True)
-        pictures = np.empty((count, training_mix.SIZE, training_mix.SIZE, 3), np.uint8)
+        pictures = np.empty((count, size, size, 3), np.uint8)
         facts = []
-        draw = partial(training_mix.example, styles=styles, photo_share=photo_share)
+        draw = partial(training_mix.example, styles=styles, photo_share=photo_share, size=size)
         seeds = range(first_seed, first_seed + count)
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             for i, e in enumerate(pool.map(draw, seeds, chunksize=64)):
@@ -252,11 +258,10 @@ def held_out_set(folder: Path, count: int = 5_000):
     )
 
 
-def judge_set(folder: Path, count: int = 8_000):
+def judge_set(folder: Path, count: int, size: int):
     """Pictures in all styles from seeds of their own: for the style judge only."""
-    return render_set(
-        folder, f"judge-{count}", count, training_mix.JUDGE_SEEDS, tuple(STYLES), 1 / len(STYLES)
-    )
+    seeds, name = training_mix.JUDGE_SEEDS + 1000 * size, f"judge-{size}-{count}"
+    return render_set(folder, name, count, seeds, tuple(STYLES), 1 / len(STYLES), size)
 
 
 def as_tensor(pictures: np.ndarray, device) -> torch.Tensor:
@@ -274,7 +279,7 @@ def picture_batch(pictures, step, args, batch_size=None, crop=training_mix.SIZE)
     index = random.integers(len(pictures), size=batch_size or args.batch_size)
     batch = []
     for i in index:
-        left, top = 8 * random.integers((training_mix.SIZE - crop) // 8 + 1, size=2)
+        left, top = 8 * random.integers((pictures.shape[1] - crop) // 8 + 1, size=2)
         picture = pictures[i, top : top + crop, left : left + crop]
         batch.append(picture[:, ::-1] if random.random() < 0.5 else picture)
     return as_tensor(np.stack(batch), args.device), index
@@ -352,8 +357,8 @@ def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
     vae = vae.to(args.device).float().eval()
     latents = []
     with autocast(torch.device(args.device)):
-        for i in range(0, len(pictures), 64):
-            posterior = vae.encode(as_tensor(pictures[i : i + 64], args.device)).latent_dist
+        for i in range(0, len(pictures), 16):
+            posterior = vae.encode(as_tensor(pictures[i : i + 16], args.device)).latent_dist
             latents.append(posterior.mean.float().cpu())
     return torch.cat(latents)
 
@@ -364,7 +369,7 @@ def decode_all(vae, latents: torch.Tensor, args) -> np.ndarray:
     vae = vae.to(args.device).float().eval()
     pictures = []
     with autocast(torch.device(args.device)):
-        for part in latents.split(64):
+        for part in latents.split(16):
             pictures += to_pictures(vae.decode(part.to(args.device)).sample)
     return np.stack(pictures)
 
@@ -593,19 +598,30 @@ def train_perceptual(args) -> None:
 def train_judge(args) -> None:
     """ShuffleNet on seeds of its own, as they are and as the autoencoder gives them back, blurred a
     little at random: neither sharpness nor what the autoencoder loses is to be a clue.
+
+    Of the pictures of 256 px it sees crops: the marks have their size, and there is less of the
+    scene, from the whole of a sky to half a face.
     """
     from torchvision.models import shufflenet_v2_x0_5
     from torchvision.transforms.functional import gaussian_blur
 
-    pictures, facts = judge_set(args.work, args.pictures * 2 // 3)
     vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
-    pictures = np.concatenate([pictures, decode_all(vae, encode_all(vae, pictures, args), args)])
-    names = list(STYLES)
-    styles = torch.tensor([names.index(f["style"]) for f in facts] * 2)
+    names, sets = list(STYLES), []
+    for size, count in ((128, args.pictures // 2), (256, args.pictures // 7)):
+        pictures, facts = judge_set(args.work, count, size)
+        path = args.work / f"judge-{size}-{count}-decoded.npy"
+        if not path.exists():
+            print(f"{len(pictures)} pictures of {size} px through the autoencoder ...", flush=True)
+            decoded = decode_all(vae, encode_all(vae, pictures, args), args)
+            with replacing(path) as temporary:
+                np.save(temporary, decoded)
+        styles = torch.tensor([names.index(f["style"]) for f in facts])
+        sets += [(pictures, styles), (np.load(path), styles)]
     torch.manual_seed(1)
     network = shufflenet_v2_x0_5(num_classes=len(names))
 
     def loss_of(step, progress):
+        pictures, styles = sets[step % len(sets)]
         x, index = picture_batch(pictures, step, args)
         random = np.random.default_rng([step, 8])
         if random.random() < 0.7:

@@ -27,7 +27,6 @@ from .losses import PictureLosses, load_features, unit
 from .photos import to_tensor
 from .weights import data_file
 
-JUDGE_SIDE = 128  # pixels: what the judge was trained on
 BATCH = 8  # pictures that go through a network at once
 
 
@@ -151,17 +150,26 @@ def load_judge() -> tuple[torch.nn.Module, list[str]]:
     return network.eval().requires_grad_(False), styles
 
 
-def _at_judges_size(images: torch.Tensor) -> torch.Tensor:
-    if images.shape[-2:] == (JUDGE_SIDE, JUDGE_SIDE):
+def _as_judged(images: torch.Tensor) -> torch.Tensor:
+    """Pictures with marks as large as the judge has learned them: at their own size, but for those
+    of Stable Diffusion's, for which the style's pictures of 128 px were enlarged."""
+    shorter = min(images.shape[-2:])
+    if shorter < 512:
         return images
-    size = (JUDGE_SIDE, JUDGE_SIDE)
-    return torch.nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
+    scale = 128 / shorter
+    how = {"mode": "bilinear", "antialias": True, "recompute_scale_factor": True}
+    return torch.nn.functional.interpolate(images, scale_factor=scale, **how)
 
 
 @torch.no_grad()
 def style_probabilities(pictures) -> torch.Tensor:
-    """What the judge makes of pictures, seen at 128 x 128: (N, styles), rows that sum to 1."""
-    return load_judge()[0](_at_judges_size(to_tensor(pictures))).softmax(1)
+    """What the judge makes of pictures, all of one size: (N, styles), rows that sum to 1.
+
+    It has learned crops of 128 x 128 and averages over places, so it takes pictures as they are, in
+    any size; from 512 px up they are shrunk to 128.
+    """
+    found = [load_judge()[0](_as_judged(p)) for p in to_tensor(pictures).split(BATCH)]
+    return torch.cat(found).softmax(1)
 
 
 def style_probability(pictures, style: str) -> torch.Tensor:
@@ -201,7 +209,7 @@ def truth_distance(pictures, truth) -> torch.Tensor:
     """How different pictures look from the true renderings of the same scenes: (N,), 0 if equal.
 
     As LPIPS, but through the style judge: the squared distance of the features of its first two
-    stages, at unit length at every place, averaged over places and summed; seen at 128 x 128. Harsh
+    stages, at unit length at every place, averaged over places and summed. Harsh
     on blur, mild on content: another scene in the right style comes before the photo. (The deeper
     two stages hardly know the place: with them it would come before the true one, blurred a bit.)
     """
@@ -209,7 +217,7 @@ def truth_distance(pictures, truth) -> torch.Tensor:
     stages = network.conv1, torch.nn.Sequential(network.maxpool, network.stage2)
     found = []
     for x, y in _batches(pictures, truth):
-        x, y, distance = _at_judges_size(x), _at_judges_size(y), 0
+        x, y, distance = _as_judged(x), _as_judged(y), 0
         for stage in stages:
             x, y = stage(x), stage(y)
             distance = distance + (unit(x) - unit(y)).pow(2).sum(1).mean((1, 2))

@@ -8,8 +8,9 @@ smooth or small things: the tone of the paper, slow washes, the palette by a sha
 strokes.
 
 A style is a function (a, u, rng) -> array of the shape of `a`: float32 (H, W, 3) in [0, 1]. All
-lengths are in units of 1/128 of the shorter side, `u` pixels each (at least one), so a 512 px
-picture gets the same look with marks four times as large. rng is a generator of the style's own.
+lengths are in units of `u` pixels, one unless told otherwise, whatever the size of the picture: a
+larger picture gets more marks and not larger ones, so it shows more of what it is of. rng is a
+generator of the style's own.
 
 To add one: its function, and its name at the end of HELD_OUT and of PHRASES; then the stages vae,
 perceptual, judge and loras of data/pretrain.py, since autoencoder and judge see every style.
@@ -21,6 +22,7 @@ from PIL import Image
 from skimage.segmentation import slic
 
 from stylenb.errors import StylenbError
+from stylenb.limits import Count, read
 from stylenb.pocket import filters as f
 from stylenb.pocket.canvas import to_image
 from stylenb.pocket.palettes import rgb
@@ -346,13 +348,14 @@ def neon(a, u, rng):
 STYLES = {name: globals()[name] for name in KNOWN + HELD_OUT}
 
 
-def apply_style(name: str, picture: Image.Image, seed: int = 0) -> Image.Image:
+def apply_style(name: str, picture: Image.Image, seed: int = 0, unit: int = 1) -> Image.Image:
     """`picture` (any size and mode) in the style `name`, as RGB of the same size.
 
-    The same picture, name and seed give the same bytes. Raises StylenbError for an unknown name.
+    The same picture, name and seed give the same bytes. unit: the pixels in a unit of length, for
+    marks that many times as large. Raises StylenbError for an unknown name and a unit below 1.
     """
     if name not in STYLES:
         raise StylenbError(f"There is no style {name!r}: choose one of {', '.join(STYLES)}.")
     array = np.asarray(picture.convert("RGB"), np.float32) / 255
-    u = max(1, round(min(picture.size) / 128))
-    return to_image(STYLES[name](array, u, np.random.default_rng(seed)))
+    unit = read("unit", unit, Count)
+    return to_image(STYLES[name](array, unit, np.random.default_rng(seed)))

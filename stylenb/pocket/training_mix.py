@@ -36,7 +36,7 @@ PHOTO_CAPTIONS = {
 
 @dataclass(frozen=True)
 class Example:
-    """One training picture: 128 x 128 RGB, its caption (style phrase included) and its origin."""
+    """One training picture, square RGB, its caption (style phrase included) and its origin."""
 
     picture: Image.Image
     caption: str
@@ -80,17 +80,19 @@ def photo_crop(seed: int, size: int = SIZE) -> tuple[Image.Image, str]:
     return crop, caption
 
 
-def content(seed: int, kind: str) -> tuple[Image.Image, str]:
+def content(seed: int, kind: str, size: int = SIZE) -> tuple[Image.Image, str]:
     """An unstyled picture of `kind` "scene", "photo" or "shapes" and a caption without style."""
     if kind == "scene":
-        scene = draw_scene(seed, SIZE)
+        scene = draw_scene(seed, size)
         return scene.picture, scene.caption
     if kind == "photo":
-        return photo_crop(seed)
-    return dead_leaves(seed, SIZE), "random shapes"
+        return photo_crop(seed, size)
+    return dead_leaves(seed, size), "random shapes"
 
 
-def example(seed: int, styles: tuple[str, ...] = KNOWN, photo_share: float = 0.25) -> Example:
+def example(
+    seed: int, styles: tuple[str, ...] = KNOWN, photo_share: float = 0.25, size: int = SIZE
+) -> Example:
     """The training example of `seed`; the "photo" style is drawn with probability `photo_share`.
 
     Photographs stay photographs twice as often: they are few, and the hardest to keep.
@@ -100,5 +102,5 @@ def example(seed: int, styles: tuple[str, ...] = KNOWN, photo_share: float = 0.2
     others = [name for name in styles if name != "photo"]
     share = min(1, 2 * photo_share) if kind == "photo" else photo_share
     style = "photo" if random.random() < share else others[random.integers(len(others))]
-    picture, caption = content(seed, kind)
+    picture, caption = content(seed, kind, size)
     return Example(apply_style(style, picture, seed), f"{PHRASES[style]} {caption}", style, kind)
