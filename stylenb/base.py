@@ -21,7 +21,7 @@ from .device import device_and_dtype
 from .errors import StylenbError
 from .weights import find_folder, load_parts, load_taesd
 
-SOLVER_STEPS = {"ddim": 30, "inversion": 20, "dpm": 10}  # of the whole schedule, unless told
+SOLVER_STEPS = {"ddim": 30, "inversion": 11, "dpm": 10}  # of the whole schedule, unless told
 BATCH_PIXELS = 512 * 512  # that go through the autoencoder, or are drawn, at once
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from inspect import signature
 from operator import index
 from pathlib import Path
@@ -24,12 +24,13 @@ from PIL import Image
 
 from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
-from .limits import Count, Strength, Timestep, check_fields, read
+from .limits import Count, Share, Strength, Timestep, check_fields, read
 from .lora import merged, set_scale, switched
 from .lora_files import find_lora, load_lora
 from .photos import Fit, open_photo, to_pictures, to_tensor
 
 Solver = Literal["ddim", "inversion", "dpm"]
+Attention = list[dict[str, torch.Tensor]]  # of each step, queries and keys by the layer's name
 
 _load_once = lru_cache(maxsize=1)(load)
 
@@ -43,6 +44,8 @@ def denoise(
     seed: int | Iterable[int] = 0,
     solver: str | None = None,
     noisy: torch.Tensor | None = None,
+    attention: Attention | None = None,
+    injection: float = 1.0,
 ) -> torch.Tensor:
     """Add noise to latents (N, 4, h, w), up to `strength` of the schedule, and denoise them again;
     same shape out.
@@ -59,7 +62,13 @@ def denoise(
         1 these two start from all but pure noise and keep next to nothing. "inversion" is "ddim"
         from the noise that `invert` finds, and draws none: layout and fine shapes of the photo are
         in it, so much more of the photo is kept, at twice the calls of the UNet.
-    noisy: the noisy latents to start from, of that strength, where they are known already.
+    noisy: the noisy latents to start from, of that strength, where they are known already;
+        attention: what `invert` kept on the way to them.
+    injection: in this share of the steps, from the first on, the UNet looks from place to place as
+        it did on the way up, so that the parts of the photo stay where they are: 0 leaves it free.
+        Queries and keys of the self-attention are those of the inversion (Tumanyan et al. 2023,
+        https://arxiv.org/abs/2211.12572; Chung et al. 2024, https://arxiv.org/abs/2312.09008).
+        Other solvers have none to keep to.
     """
     strength, steps, solver = _defaults(base, strength, num_inference_steps, solver)
     count = _steps_run(steps, strength)
@@ -78,12 +87,15 @@ def denoise(
     if noisy is not None:
         latents = noisy
     elif solver == "inversion":
-        latents = invert(base, latents, strength, steps)
+        attention = []
+        latents = invert(base, latents, strength, steps, attention)
     else:  # drawn on the CPU: the same on every device
         noise = [torch.randn(1, *latents.shape[1:], generator=one) for one in generators]
         latents = scheduler.add_noise(latents, torch.cat(noise).to(latents), timesteps[:1])
-    for t in timesteps:
-        noise = base.predict_noise(latents, t)
+    injected = round(read("injection", injection, Share) * len(timesteps)) if attention else 0
+    for i, t in enumerate(timesteps):
+        with _looking(base, as_in=attention[-1 - i] if i < injected else None):
+            noise = base.predict_noise(latents, t)
         latents = scheduler.step(noise, t, latents).prev_sample
     return latents
 
@@ -94,6 +106,7 @@ def invert(
     latents: torch.Tensor,
     strength: float | None = None,
     num_inference_steps: int | None = None,
+    attention: Attention | None = None,
 ) -> torch.Tensor:
     """The noisy latents from which DDIM would draw these latents (N, 4, h, w); same shape out.
 
@@ -101,7 +114,8 @@ def invert(
     https://arxiv.org/abs/2010.02502): the noise that the UNet predicts is added, not removed. It is
     predicted by the base as it was loaded, for "" and without LoRA or DreamBooth; drawing with one
     of these then changes what they change and keeps the rest. strength, num_inference_steps: as in
-    `denoise`. Raises StylenbError while a LoRA is merged.
+    `denoise`. attention: an empty list, to which the queries and keys of each step are appended.
+    Raises StylenbError while a LoRA is merged.
     """
     strength, steps, _ = _defaults(base, strength, num_inference_steps, "inversion")
     known = signature(DDIMInverseScheduler).parameters  # from_config warns of all the others
@@ -115,9 +129,35 @@ def invert(
         )
     with switched(base, None), base.with_originals():
         for t in _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)]):
-            noise = base.predict_noise(latents, t, base.empty)
+            kept: dict[str, torch.Tensor] = {}
+            with _looking(base, kept_in=kept):
+                noise = base.predict_noise(latents, t, base.empty)
             latents = scheduler.step(noise, t, latents).prev_sample
+            if attention is not None:
+                attention.append(kept)
     return latents
+
+
+@contextmanager
+def _looking(base: Base, as_in: dict | None = None, kept_in: dict | None = None) -> Iterator[None]:
+    """Inside, the queries and keys of self-attention in the UNet's way up are those of `as_in`, or
+    are kept in `kept_in`."""
+
+    def see(name: str, layer, given, found):
+        if kept_in is not None:
+            kept_in[name] = found
+        return as_in[name] if as_in else found
+
+    hooks = [
+        layer.register_forward_hook(partial(see, name))
+        for name, layer in base.unet.named_modules()
+        if name.startswith("up_blocks") and name.endswith(("attn1.to_q", "attn1.to_k"))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _steps_run(steps: int, strength: float) -> int:
