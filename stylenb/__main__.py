@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .errors import StylenbError, replacing
-from .limits import Seed, Strength, Timestep, Within, argument
+from .limits import Seed, Side, Strength, Timestep, Within, argument
 
 Scale = Annotated[float, Within(-2, 4)]
 
@@ -24,7 +24,10 @@ _HELP = {
     "--solver": "how to denoise (default: the base's own)",
     "--seed": "of the noise (default: 0); inversion draws none",
     "--base": "pocket, sd15 or a model folder (default: pocket)",
-    "--fit": "make the photo square by cropping or by padding (default: crop)",
+    "--size": "long side in pixels to draw at, 16 to 4096 (default: the base's own, or more where "
+    "the short side needs it)",
+    "--fit": "draw the whole photo, or a square: crop or pad it (default: whole)",
+    "--original-size": "enlarge what was drawn to the photo's own size; this adds no detail",
     "--keep-colours": "the style's strokes in the photo's colours",
     "--overwrite": "of a folder, draw anew what is there already",
 }
@@ -69,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--solver", choices=("ddim", "inversion", "dpm"))
     option("--seed", type=argument(Seed), default=0)
     option("--base", default="pocket")
-    option("--fit", choices=("crop", "pad"), default="crop")
+    option("--size", type=argument(Side), metavar="PIXELS")
+    option("--fit", choices=("whole", "crop", "pad"), default="whole")
+    option("--original-size", action="store_true")
     option("--keep-colours", action="store_true")
     option("--overwrite", action="store_true")
     return parser
@@ -101,7 +106,8 @@ def _stylize(options: argparse.Namespace) -> None:
         raise StylenbError("Each --style is given once: add up the weights of one given twice.")
     if list(style.values()) == [1.0]:
         (style,) = style
-    names = "strength scale num_inference_steps seed base fit solver keep_colours".split()
+    names = "strength scale num_inference_steps seed base fit solver keep_colours size".split()
+    names.append("original_size")
     how = {"style": style, **{name: getattr(options, name) for name in names}}
 
     if several:

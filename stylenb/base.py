@@ -23,6 +23,7 @@ from .weights import find_folder, load_parts, load_taesd
 
 SOLVER_STEPS = {"ddim": 30, "inversion": 11, "dpm": 10}  # of the whole schedule, unless told
 BATCH_PIXELS = 512 * 512  # that go through the autoencoder, or are drawn, at once
+TILE = 1024  # pixels; pictures of a longer side go through the autoencoder in tiles of this side
 
 
 def load(
@@ -50,7 +51,8 @@ class Base:
     vae, unet, scheduler: AutoencoderKL, UNet2DConditionModel, DDIMScheduler.
     tokenizer, text_encoder: CLIPTokenizer, CLIPTextModel; None after drop_text_encoder().
     device, dtype: where the parts are and their precision.
-    image_size: side in pixels of the square that the UNet was trained on.
+    image_size: side in pixels of the square that the UNet was trained on first.
+    multiple: what the UNet needs both sides of a picture to be multiples of, in pixels.
     prompt: what stands in for "", see with_prompt; None is "".
     factor: pixels per latent along a side (8).
     originals: of weights that DreamBooth has replaced, what they were; see keep_originals.
@@ -66,6 +68,9 @@ class Base:
         self.device, self.dtype = device, dtype
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_size = int(unet.config.sample_size) * self.factor
+        self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)
+        vae.enable_tiling()  # tiles overlap by a quarter, and are blended there
+        vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // self.factor
         self.tiny_decoder = self.prompt = self._embedding = None
         self.originals: dict[str, torch.Tensor] = {}
         for part in (vae, unet, text_encoder):
@@ -82,7 +87,7 @@ class Base:
         """Images (N, 3, H, W) in [-1, 1] -> latents (N, 4, H/8, W/8), times the scaling factor.
 
         The mean of the posterior, or a sample from it if a generator is given. A few images go
-        through the autoencoder at once, however many there are.
+        through the autoencoder at once, however many there are; a large one in tiles (see TILE).
         Raises StylenbError for another shape, sides that are not multiples of 8, or another range.
         """
         shape = tuple(images.shape)
@@ -103,7 +108,7 @@ class Base:
         """Latents (N, 4, h, w) -> images (N, 3, 8h, 8w) in [-1, 1].
 
         A few values overshoot a little: clamping here would cut their gradient, and to_pictures
-        clips them anyway. A few go through the autoencoder at once.
+        clips them anyway. A few go through the autoencoder at once, as in encode.
         """
         self._check_latents(latents, "decode")
         scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
@@ -187,6 +192,11 @@ class Base:
     def default_strength(self) -> float:
         """How far up the schedule to start with that solver."""
         return 0.6 if self.full_size else 0.8
+
+    @property
+    def default_size(self) -> int:
+        """Long side in pixels at which `stylize` draws a photo."""
+        return 768 if self.full_size else 256
 
     @property
     def default_guidance_scale(self) -> float:

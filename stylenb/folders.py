@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
@@ -88,7 +88,7 @@ def read_folder(
     if size is not None:
         check_size(size)
     path, files, skipped = _list_folder(folder)
-    found = dict(_opened(files, size, fit, skipped))
+    found = dict(_opened(files, lambda file: open_photo(file, size, fit), skipped))
     skipped.sort()
     if len(found) < minimum:
         raise _too_few(path, len(found), minimum, skipped)
@@ -124,11 +124,12 @@ def _reason_to_skip(file: Path) -> str:
     return "a folder" if os.path.isdir(file) else ""
 
 
-def _opened(files: list[Path], size, fit: str, skipped: list) -> Iterator[tuple[Path, Image.Image]]:
-    """Each file that is a picture, and the picture; of the others, `skipped` gets (file, why)."""
+def _opened(files: list[Path], opener: Callable, skipped: list) -> Iterator[tuple[Path, Any]]:
+    """Each file that is a picture, and what `opener` makes of it; of the others, `skipped` gets
+    (file, why)."""
     for file in files:
         try:
-            yield file, open_photo(file, size, fit)
+            yield file, opener(file)
         except StylenbError as error:
             skipped.append((file.name, getattr(error, "reason", "cannot be read")))
 
@@ -169,7 +170,7 @@ def stylize_folder(
     text how it was drawn. A picture that is there already is left as it is, so that a run which was
     cut resumes; with `overwrite` it is drawn anew. Files are skipped as `read_folder` does.
     seed, base, batch_size and settings (strength, scale, num_inference_steps, fit, solver,
-    keep_colours) are those of `stylize`, and so is every picture.
+    keep_colours, size, original_size) are those of `stylize`, and so is every picture.
 
     Raises StylenbError if a folder cannot be used, if none of its files is a photo, and, unless
     `overwrite` is set, if the output holds pictures that were drawn with other settings.
@@ -183,7 +184,7 @@ def stylize_folder(
     record = _record(how, seed, base)
     if not overwrite:
         _refuse_to_mix(output, record)
-    at_once = batch_size_for(base.image_size**2, batch_size)
+    at_once = batch_size_for((how.size or base.default_size) ** 2, batch_size)
 
     done, todo = StylizedFolder(output, [], [], skipped), []
     targets = _targets(files, output)
@@ -199,10 +200,11 @@ def stylize_folder(
         with in_style(base, how), tqdm(total=len(todo), disable=not progress, desc="photos") as bar:
             for first in range(0, len(todo), at_once):
                 part = todo[first : first + at_once]
-                photos = dict(_opened(part, base.image_size, how.fit, skipped))
-                options = {"seed": seed, "batch_size": at_once, **how.of_redraw}
-                pictures = redraw(base, [*photos.values()], **options) if photos else []
-                for file, picture in zip(photos, pictures, strict=True):
+                photos = dict(_opened(part, lambda file: how.open(file, base), skipped))
+                options = {"seed": seed, "batch_size": batch_size, **how.of_redraw}
+                pictures = redraw(base, [photo for photo, _ in photos.values()], **options)
+                for (file, (_, own)), picture in zip(photos.items(), pictures, strict=True):
+                    picture = how.finished(picture, own)
                     _save(picture, targets[file], {**record, "photo": file.name})
                     done.drawn.append(file.name)
                 bar.update(len(part))
@@ -247,6 +249,7 @@ def _record(how: StylizeSettings, seed: int, base: Base) -> dict:
         for file, weight in how.files
     }
     drawn = {**asdict(how), "style": styles, "seed": seed, "base": base.name, "prompt": base.prompt}
+    drawn["size"] = how.size or f"{base.default_size} or more"  # which size_for says of each photo
     return json.loads(json.dumps(drawn, default=float))  # as it is read back
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from inspect import signature
+from math import ceil
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from PIL import Image
 
 from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
-from .limits import Count, Share, Strength, Timestep, check_fields, read
+from .limits import Count, Share, Side, Strength, Timestep, check_fields, read
 from .lora import merged, set_scale, switched
 from .lora_files import find_lora, load_lora
 from .photos import Fit, open_photo, to_pictures, to_tensor
@@ -212,24 +213,41 @@ def redraw(
     solver: str | None = None,
     batch_size: int | None = None,
     keep_colours: bool = False,
+    injection: float = 1.0,
 ) -> list[Image.Image]:
-    """Encode -> denoise -> decode: photos of one size through the base as it is now, whatever LoRA
-    is active in it; one picture for each.
+    """Encode -> denoise -> decode: photos of any sizes through the base as it is now, whatever LoRA
+    is active in it; one picture for each, of its very size.
 
-    strength, num_inference_steps, seed, solver: as in `denoise`. batch_size: pictures drawn at
-    once; None is as many as make up 512 x 512 pixels. keep_colours: see `with_colours_of`.
+    A side that is no multiple of base.multiple is drawn a little longer, see `_mirrored`, and cut
+    again; photos that are then of one size are drawn together.
+    strength, num_inference_steps, seed, solver, injection: as in `denoise`. batch_size: pictures
+    drawn at once; None is as many as make up 512 x 512 pixels. keep_colours: see `with_colours_of`.
     """
-    images, pictures = to_tensor(photos), []
-    seeds = check_seeds(seed, len(images))
-    at_once = batch_size_for(images[0, 0].numel(), batch_size)
-    for first in range(0, len(images), at_once):
-        part = slice(first, first + at_once)
-        latents = base.encode(images[part])
-        latents = denoise(base, latents, strength, num_inference_steps, seeds[part], solver)
-        pictures += to_pictures(base.decode(latents))
+    photos = [photos] if isinstance(photos, Image.Image) else list(photos)
+    images = [_mirrored(photo, base.multiple) for photo in photos]
+    seeds, pictures, groups = check_seeds(seed, len(images)), {}, {}
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    for shape, group in groups.items():
+        at_once = batch_size_for(shape[2] * shape[3], batch_size)
+        for part in (group[first : first + at_once] for first in range(0, len(group), at_once)):
+            latents = base.encode(torch.cat([images[i] for i in part]))
+            own = [seeds[i] for i in part]
+            how = {"solver": solver, "injection": injection}
+            latents = denoise(base, latents, strength, num_inference_steps, own, **how)
+            pictures.update(zip(part, to_pictures(base.decode(latents)), strict=True))
+    pictures = [pictures[i].crop((0, 0, *photo.size)) for i, photo in enumerate(photos)]
     if keep_colours:
         pictures = [with_colours_of(*pair) for pair in zip(photos, pictures, strict=True)]
     return pictures
+
+
+def _mirrored(photo: Image.Image, multiple: int) -> torch.Tensor:
+    """The photo (1, 3, H, W), continued by its mirror image to the right and at the bottom (the
+    latents, and so the strokes of a style, count from the top left) until H and W are multiples."""
+    image = to_tensor(photo).numpy()
+    extra = [(0, -side % multiple) for side in image.shape[2:]]
+    return torch.from_numpy(np.pad(image, [(0, 0), (0, 0), *extra], "symmetric"))
 
 
 def batch_size_for(pixels: int, given: int | None = None) -> int:
@@ -246,12 +264,15 @@ def stylize(
     num_inference_steps: int | None = None,
     seed: int | Iterable[int] = 0,
     base: Base | str = "pocket",
-    fit: str = "crop",
+    fit: str = "whole",
     solver: str | None = None,
     batch_size: int | None = None,
     keep_colours: bool = False,
+    size: int | None = None,
+    original_size: bool = False,
+    injection: float = 1.0,
 ) -> Image.Image | list[Image.Image]:
-    """Redraw a photo in a style; returns a PIL image of the base's size, of a list a list.
+    """Redraw a photo in a style; returns a PIL image, of a list a list.
 
     image: whatever `open_photo` takes, or a list of it. style: a shipped style, the path of a LoRA
     file, {style: weight, ...} for the exact sum of several, or None for the base as it is.
@@ -260,19 +281,26 @@ def stylize(
     and solver, "ddim", "inversion" or "dpm": see `denoise`; None is what suits the base.
     seed: a number, or one for each picture. The same photo and seed give the same picture whatever
     else is in the list, to within rounding (a level of 255).
-    fit: "crop" or "pad" to a square. batch_size, keep_colours: as in `redraw`.
+    fit: "whole" draws all of the photo in its own shape; "crop" or "pad" make it a square first.
+    size: 16 to 4096 pixels, the long side at which it is drawn, or the square's side. None is the
+    base's: see `StylizeSettings.size_for`.
+    original_size: enlarge (or shrink) what was drawn to the photo's own size, by Lanczos; only of
+    the whole photo. Strokes become larger and softer, and no detail is added.
+    batch_size, keep_colours, injection: as in `redraw`.
 
     Raises StylenbError for a photo that cannot be opened, an unknown style, a value out of range.
     """
     several = isinstance(image, (list, tuple))
     images = image if several else [image]
     seeds = check_seeds(seed, len(images))
-    how = StylizeSettings(style, strength, scale, num_inference_steps, fit, solver, keep_colours)
+    settings = (style, strength, scale, num_inference_steps, fit, solver, keep_colours)
+    how = StylizeSettings(*settings, size, original_size, injection)
     base = open_base(base)
-    photos = [open_photo(one, size=base.image_size, fit=how.fit) for one in images]
+    opened = [how.open(one, base) for one in images]
     with in_style(base, how):
         options = {"seed": seeds, "batch_size": batch_size, **how.of_redraw}
-        pictures = redraw(base, photos, **options) if photos else []
+        pictures = redraw(base, [photo for photo, _ in opened], **options)
+    pictures = [how.finished(p, own) for p, (_, own) in zip(pictures, opened, strict=True)]
     return pictures if several else pictures[0]
 
 
@@ -301,12 +329,20 @@ class StylizeSettings:
     strength: Strength | None = None
     scale: Any = 1.0  # a number, or {group of layers: number}
     num_inference_steps: Timestep | None = None
-    fit: Fit = "crop"
+    fit: Fit = "whole"
     solver: Solver | None = None
     keep_colours: bool = False
+    size: Side | None = None
+    original_size: bool = False
+    injection: Share = 1.0
 
     def __post_init__(self):
         check_fields(self)
+        if self.original_size and self.fit != "whole":
+            raise StylenbError(
+                f"original_size needs the whole photo, and fit={self.fit!r} makes it square: "
+                "use fit='whole', or leave original_size out."
+            )
         _ = self.files  # found before a large base is loaded in vain
 
     @cached_property
@@ -320,14 +356,39 @@ class StylizeSettings:
     @property
     def of_redraw(self) -> dict[str, Any]:
         """Those that `redraw` takes, by name."""
-        names = ("strength", "num_inference_steps", "solver", "keep_colours")
+        names = ("strength", "num_inference_steps", "solver", "keep_colours", "injection")
         return {name: getattr(self, name) for name in names}
 
     def with_defaults(self, base: Base) -> StylizeSettings:
-        """These, with what suits the base where nothing was said."""
+        """These, with what suits the base where nothing was said, but for a size that depends on
+        the photo."""
         said = self.strength, self.num_inference_steps, self.solver
         strength, steps, solver = _defaults(base, *said)
-        return replace(self, strength=strength, num_inference_steps=steps, solver=solver)
+        size = self.size if self.fit == "whole" else self.size_for((1, 1), base)
+        how = {"strength": strength, "num_inference_steps": steps, "solver": solver, "size": size}
+        return replace(self, **how)
+
+    def size_for(self, own: tuple[int, int], base: Base) -> int:
+        """The long side, or the square's, in pixels at which a photo of its `own` size is drawn.
+
+        By default a square is one that the base knows. Of a whole photo it is base.default_size,
+        or more where the short side would be below base.image_size, but at most twice as much.
+        """
+        if self.size is not None:
+            return self.size
+        if self.fit != "whole":
+            return base.image_size if base.full_size else base.default_size
+        needed = ceil(base.image_size * max(own) / min(own))
+        return min(max(base.default_size, needed), 2 * base.default_size)
+
+    def open(self, source, base: Base) -> tuple[Image.Image, tuple[int, int]]:
+        """The photo as it is to be drawn, and its own size (width, height)."""
+        photo = open_photo(source)
+        return open_photo(photo, self.size_for(photo.size, base), self.fit), photo.size
+
+    def finished(self, picture: Image.Image, own: tuple[int, int]) -> Image.Image:
+        """What was drawn, of the size that was asked for; `own` is the photo's."""
+        return picture.resize(own, Image.Resampling.LANCZOS) if self.original_size else picture
 
 
 def open_base(base: Base | str) -> Base:

@@ -50,6 +50,7 @@ Count = Annotated[int, Within(1)]
 Natural = Annotated[int, Within(0)]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 Timestep = Annotated[int, Within(1, 1000)]  # or how many, of a schedule of a thousand
+Side = Annotated[int, Within(16, 4096)]  # pixels; the UNet's work grows with its fourth power
 Positive = Annotated[float, Within(0, open=True)]
 NonNegative = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]

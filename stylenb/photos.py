@@ -16,7 +16,7 @@ from .picture_formats import MAX_PIXELS, MIN_SIDE, read_picture, to_rgb
 if TYPE_CHECKING:
     import torch
 
-Fit = Literal["crop", "pad"]
+Fit = Literal["crop", "pad", "whole"]
 
 # Photographs that lie inside the scikit-image wheel itself; the others it lists are downloads.
 # Their origins and free licences are in the docstrings of skimage.data.
@@ -42,7 +42,9 @@ def open_photo(source, size: int | tuple[int, int] | None = None, fit: str = "cr
         white, 16-bit values are scaled down, and an animation gives its first frame.
     size: side of a square, or (width, height), in pixels; None keeps the picture's own.
     fit: "crop" keeps the centre; "pad" keeps everything and fills the rest with the picture
-        mirrored at its edges, since bars of one colour would be drawn as part of the scene.
+        mirrored at its edges, since bars of one colour would be drawn as part of the scene;
+        "whole" keeps everything and the picture's own shape: `size` is then its long side, or a
+        box that it is made to fit into. Only a side that would come out below 16 is made 16.
 
     Raises StylenbError, in one sentence, for what is missing, not a picture, damaged, smaller
     than 16 pixels on a side, larger than 100 megapixels or longer than 20:1.
@@ -54,7 +56,11 @@ def open_photo(source, size: int | tuple[int, int] | None = None, fit: str = "cr
         return picture
     if fit == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    return _pad(picture, size)
+    if fit == "pad":
+        return _pad(picture, size)
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    whole = [max(MIN_SIDE, round(side * scale)) for side in picture.size]
+    return picture.resize(whole, Image.Resampling.LANCZOS)
 
 
 def sample_photo(name: str, size: int | tuple[int, int] | None = None) -> Image.Image:

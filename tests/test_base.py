@@ -34,6 +34,7 @@ def fresh(tiny_folder):
 def test_what_the_base_says_of_itself(tiny, tiny_folder):
     assert tiny.name == "tiny-sd" and tiny.folder == tiny_folder
     assert (tiny.image_size, tiny.factor) == (64, 8)
+    assert (tiny.multiple, tiny.default_size) == (16, 256)  # a UNet of two blocks halves once
     assert (tiny.device.type, tiny.dtype) == ("cpu", torch.float32)
     assert type(tiny.scheduler).__name__ == "DDIMScheduler"
     assert tiny.scheduler.config.clip_sample is False  # latents go beyond [-1, 1]
@@ -403,6 +404,7 @@ def test_the_probe_really_computes(monkeypatch):
 @pytest.mark.pocket_model
 def test_the_pocket_model(pocket):
     assert pocket.name == "pocket" and (pocket.image_size, pocket.factor) == (128, 8)
+    assert (pocket.multiple, pocket.default_size) == (32, 256)
     assert pocket.folder == data_file("pocket-sd")
     photo = stylenb.to_tensor(stylenb.sample_photo("astronaut", pocket.image_size))
     with torch.inference_mode():
@@ -428,6 +430,35 @@ def test_loading_is_quiet_and_leaves_the_bars_as_they_were(capfd):
         assert not of_transformers.is_progress_bar_enabled()
     finally:
         of_transformers.enable_progress_bar()
+
+
+@pytest.mark.pocket_model
+def test_a_large_picture_goes_through_the_autoencoder_in_tiles(pocket, monkeypatch):
+    """Blended, so that it is all but what it is in one piece; up to TILE it is that to the bit."""
+    seen, levels = [], 255 / 2
+    parts = (pocket.vae.encoder, pocket.vae.decoder)
+    hooks = [
+        part.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+        for part in parts
+    ]
+
+    @torch.inference_mode()
+    def there_and_back(width):
+        photo = stylenb.open_photo(stylenb.sample_photo("rocket"), (width, 32))
+        latents = pocket.encode(stylenb.to_tensor(photo))
+        return latents, pocket.decode(latents)
+
+    widths = (stylenb.base.TILE, 1800)
+    small, large = map(there_and_back, widths)
+    assert seen == [1024, 128, 1024, 1024, 264, 128, 128, 33]
+    for hook in hooks:
+        hook.remove()
+    monkeypatch.setattr(pocket.vae, "use_tiling", False)
+    for tiled, whole in zip(small, there_and_back(widths[0]), strict=True):
+        assert torch.equal(tiled, whole)
+    (latents, images), (whole_latents, whole_images) = large, there_and_back(widths[1])
+    assert 0 < (latents - whole_latents).abs().mean() < 0.1 * whole_latents.std()
+    assert (images - whole_images).abs().mean() * levels < 2
 
 
 # --- the tiny decoder ---

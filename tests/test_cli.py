@@ -54,13 +54,16 @@ DEFAULTS = {
     "num_inference_steps": None,
     "seed": 0,
     "base": "pocket",
-    "fit": "crop",
+    "fit": "whole",
     "solver": None,
     "keep_colours": False,
+    "size": None,
+    "original_size": False,
 }
-MORE = "--strength 0.4 --scale -1 --steps 7 --seed 3 --base sd15 --fit pad --solver dpm"
-MORE = [*MORE.split(), "--keep-colours"]
-GIVEN = dict(zip(DEFAULTS, ("ink", 0.4, -1.0, 7, 3, "sd15", "pad", "dpm", True), strict=True))
+MORE = "--strength 0.4 --scale -1 --steps 7 --seed 3 --base sd15 --fit pad --solver dpm --size 100"
+MORE = [*MORE.split(), "--keep-colours", "--original-size"]
+GIVEN = ("ink", 0.4, -1.0, 7, 3, "sd15", "pad", "dpm", True, 100, True)
+GIVEN = dict(zip(DEFAULTS, GIVEN, strict=True))
 
 
 def test_stylize_passes_everything_on_and_leaves_defaults_to_the_base(
@@ -136,6 +139,7 @@ BAD_VALUES = [
     *("--strength 0", "--strength 1.01", "--strength nan", "--strength high"),
     *("--scale 5", "--scale -3", "--scale inf", "--steps 0", "--steps 1001", "--steps 1.5"),
     *("--seed -1", "--seed x", f"--seed {2**64}", "--fit stretch", "--colour red"),
+    *("--size 0", "--size -5", "--size 15", "--size 3.5", "--size big", f"--size {10**9}"),
     *("--solver euler", "--style ink=much", "--style ink=5", "--style ink=nan", "--style ink="),
 ]
 
@@ -244,9 +248,9 @@ def test_public_names_are_found_on_first_use():
         stylenb.no_such_name  # noqa: B018
 
 
-def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora_files):
+def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora_files, capsys):
     output = tmp_path / "out.png"
-    more = f"--base {tiny_folder} --steps 3 --strength 0.7 --solver ddim"
+    more = f"--base {tiny_folder} --steps 3 --strength 0.7 --solver ddim --size 64"
     command = [
         "stylize",
         str(photo),
@@ -258,11 +262,18 @@ def test_a_lora_file_on_a_model_folder(photo, tmp_path, tiny_folder, lora_files)
     ]
     assert main(command) == 0
     first = output.read_bytes()
-    assert Image.open(output).size == (64, 64)
+    assert Image.open(output).size == (64, 43)
     assert main(command) == 0
     assert output.read_bytes() == first  # the same seed gives the same bytes
     assert main([*command, "--seed", "1"]) == 0
     assert output.read_bytes() != first
+    for more, size in (("--fit crop", (64, 64)), ("--original-size", (96, 64))):
+        assert main([*command, *more.split()]) == 0
+        assert Image.open(output).size == size
+    capsys.readouterr()
+    assert main([*command, "--fit", "pad", "--original-size"]) == 2
+    error = capsys.readouterr().err
+    assert "original_size needs the whole photo" in error and error.count("\n") == 1
 
 
 def test_a_folder_resumes_where_it_was_killed(tmp_path, tiny_folder, lora_files, gradient, capsys):
@@ -273,7 +284,7 @@ def test_a_folder_resumes_where_it_was_killed(tmp_path, tiny_folder, lora_files,
         gradient.rotate(20 * i).save(folder / f"{i:02d}.png")
 
     def command(target):
-        parts = ["stylize", folder, "--style", lora_files["a"], "--output", target]
+        parts = ["stylize", folder, "--style", lora_files["a"], "--output", target, "--size", 64]
         return [
             str(part) for part in [*parts, "--base", tiny_folder, "--steps", 40, "--strength", 1]
         ]
@@ -291,7 +302,7 @@ def test_a_folder_resumes_where_it_was_killed(tmp_path, tiny_folder, lora_files,
     there = {path: path.stat().st_mtime_ns for path in sorted(output.glob("[!.]*.png"))}
     assert 0 < len(there) < 8
     for path in there:
-        assert Image.open(path).convert("RGB").size == (64, 64)  # decoded to its end
+        assert Image.open(path).convert("RGB").size == (64, 43)  # decoded to its end
     assert main(command(output)) == 0
     drawn = 8 - len(there)
     assert f"{drawn:5}  drawn" in (said := capsys.readouterr().out)
@@ -318,9 +329,9 @@ def test_a_photo_in_a_shipped_style(tmp_path):
     stylenb.sample_photo("chelsea").save(photo)
     style = next(iter(stylenb.available_styles()))
     command = ["-m", "stylenb", "stylize", photo, "--style", style, "--output", output]
-    assert str(output) in run(*command, "--steps", 4).stdout
+    assert str(output) in run(*command, "--steps", 4, "--size", 128).stdout
     picture = Image.open(output)
-    assert picture.size == (128, 128)
+    assert picture.size == (128, 85)
     assert np.asarray(picture).std() > 10
 
 

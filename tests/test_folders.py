@@ -216,7 +216,7 @@ NAMES = ["cat.png", "cup.jpg.png", "cup.webp.png"]
 
 
 def run(folder, output, style, base, **how):
-    how = {"num_inference_steps": 2, "progress": False, **how}
+    how = {"num_inference_steps": 2, "progress": False, "size": 64, **how}
     return stylize_folder(folder, output, style, base=base, **how)
 
 
@@ -245,7 +245,7 @@ def test_a_folder_of_photos(base, photos, lora_files, tmp_path, capsys):
         ("cat.txt", "not a picture that can be read here"),
         ("more", "a folder"),
     ]
-    how = {"num_inference_steps": 2, "seed": 5, "solver": "ddim", "base": base}
+    how = {"num_inference_steps": 2, "seed": 5, "solver": "ddim", "base": base, "size": 64}
     for name, target in zip(done.drawn, NAMES, strict=True):
         alone = np.int16(stylize(photos / name, lora_files["a"], **how))
         assert np.abs(alone - np.asarray(Image.open(output / target))).max() <= 1
@@ -277,6 +277,8 @@ OTHER = {
     "solver": {"solver": "dpm"},
     "fit": {"fit": "pad"},
     "keep_colours": {"keep_colours": True},
+    "size": {"size": 48},
+    "original_size": {"original_size": True},
 }
 
 
@@ -299,6 +301,63 @@ def test_two_looks_are_not_mixed_in_a_folder(case, base, drawn, lora_files):
         style.write_bytes(learned)
     assert stamps(output) == before
     assert len(run(folder, output, style, base, seed=5).there) == 3  # as it was drawn, it is kept
+
+
+@pytest.fixture
+def shapes(tmp_path, gradient):
+    """Photos of four shapes, one after the other."""
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for i, size in enumerate([(96, 64), (64, 96), (64, 64), (90, 60), (200, 20), (64, 96)]):
+        gradient.resize(size).rotate(180 * (i % 2)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_folder_of_all_shapes_resumes(base, shapes, tmp_path):
+    output, how = tmp_path / "pictures", {"solver": "ddim", "num_inference_steps": 1, "seed": 2}
+    run(shapes, output, None, base, **how)
+    opened = {name: Image.open(output / name) for name in listed(output)}
+    sizes = [picture.size for picture in opened.values()]
+    assert sizes == [(64, 43), (43, 64), (64, 64), (64, 43), (64, 16), (43, 64)]
+    for name, picture in opened.items():
+        alone = np.int16(stylize(shapes / name, base=base, size=64, **how))
+        assert np.abs(alone - np.asarray(picture)).max() <= 1
+    before = stamps(output)
+    for name in ("1.png", "3.png"):
+        (output / name).unlink()
+    again = run(shapes, output, None, base, batch_size=1, **how)
+    assert (again.drawn, len(again.there)) == (["1.png", "3.png"], 4)
+    assert {
+        k: v for k, v in stamps(output).items() if k not in again.drawn
+    }.items() <= before.items()
+    for name in again.drawn:
+        new = np.int16(Image.open(output / name))
+        assert np.abs(new - np.asarray(opened[name])).max() <= 1
+
+
+def test_a_folder_at_the_size_of_the_photos(base, shapes, tmp_path):
+    output, how = tmp_path / "pictures", {"solver": "ddim", "num_inference_steps": 1}
+    run(shapes, output, None, base, original_size=True, **how)
+    for name in listed(output):
+        assert Image.open(output / name).size == Image.open(shapes / name).size
+    told = json.loads(Image.open(output / "0.png").info["stylenb"])
+    assert (told["size"], told["fit"], told["original_size"]) == (64, "whole", True)
+
+
+def test_the_default_size_is_told_too(base, tmp_path, gradient):
+    folder, output = tmp_path / "photos", tmp_path / "pictures"
+    folder.mkdir()
+    gradient.save(folder / "a.png")
+    how = {"solver": "ddim", "num_inference_steps": 1, "fit": "crop"}
+    run(folder, output, None, base, size=None, **how)
+    assert Image.open(output / "a.png").size == (256, 256)
+    assert run(folder, output, None, base, size=256, **how).there  # of squares it is the same
+    how["fit"] = "whole"
+    run(folder, output, None, base, size=None, overwrite=True, **how)
+    assert Image.open(output / "a.png").size == (256, 171)
+    assert run(folder, output, None, base, size=None, **how).there
+    said = told(lambda: run(folder, output, None, base, size=256, **how))
+    assert "size was '256 or more' and is 256" in said
 
 
 def test_overwriting_draws_all_anew(base, photos, lora_files, tmp_path):

@@ -12,15 +12,27 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 import stylenb
-from stylenb import StylenbError, load_lora, open_photo, sample_photo, stylize
+from stylenb import StylenbError, load_lora, open_photo, sample_photo
 from stylenb.base import SOLVER_STEPS, Base
-from stylenb.inference import batch_size_for, denoise, invert, redraw, with_colours_of
+from stylenb.inference import (
+    StylizeSettings,
+    batch_size_for,
+    denoise,
+    invert,
+    redraw,
+    with_colours_of,
+)
 from stylenb.photos import to_pictures, to_tensor
 
 FEW = {"num_inference_steps": 2, "solver": "ddim"}
 NOISY = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 BROWN = Image.new("RGB", (64, 64), "brown")
 THREE = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def stylize(*given, **how):
+    """At 64 pixels, for which the tiny model is, unless another size is given."""
+    return stylenb.stylize(*given, **{"size": 64, **how})
 
 
 def furthest(pictures, others):
@@ -393,7 +405,97 @@ def test_any_kind_of_photo_is_cropped_or_padded(base, gradient):
 
     crop, pad = (run(open_photo(gradient, 64, fit)) for fit in ("crop", "pad"))
     assert crop != pad == run(gradient, fit="pad")
-    assert run(np.asarray(gradient)) == run(gradient) == run(gradient, fit="crop") == crop
+    assert run(np.asarray(gradient), fit="crop") == run(gradient, fit="crop") == crop
+    assert run(np.asarray(gradient)) == run(gradient) == run(gradient, fit="whole") != crop
+
+
+# --- any shape, any size ---
+
+
+def test_a_photo_is_drawn_whole_in_its_own_shape(base, gradient):
+    def drawn(photo, **how):
+        return stylenb.stylize(photo, base=base, num_inference_steps=1, solver="ddim", **how).size
+
+    assert drawn(gradient) == (256, 171)
+    upright = gradient.transpose(Image.Transpose.ROTATE_90)
+    assert drawn(upright, size=64) == (43, 64)
+    assert drawn(gradient, size=100) == (100, 67)
+    assert drawn(Image.new("RGB", (400, 20)), size=128) == (128, 16)
+    assert drawn(Image.new("RGB", (16, 16)), size=40) == (40, 40)
+    for fit in ("crop", "pad"):
+        assert drawn(gradient, size=48, fit=fit) == (48, 48)
+        assert drawn(gradient, fit=fit) == (256, 256)
+
+
+def test_the_size_is_one_that_the_base_knows(base):
+    def sizes(fit, *shapes):
+        how = StylizeSettings(fit=fit)
+        assert how.with_defaults(base).size == (None if fit == "whole" else sizes_of[fit])
+        return [how.size_for(shape, base) for shape in shapes]
+
+    shapes = ((900, 900), (400, 300), (100, 400), (160, 1600), (1600, 80))
+    sizes_of = {"crop": 256, "pad": 256}
+    assert sizes("whole", *shapes) == [256, 256, 256, 512, 512]
+    assert sizes("crop", *shapes) == sizes("pad", *shapes) == [256] * 5
+    base.image_size, sizes_of = 512, {"crop": 512, "pad": 512}
+    assert sizes("whole", *shapes, (160, 90)) == [768, 768, 1536, 1536, 1536, 911]
+    assert round(911 * 90 / 160) == 512
+    assert sizes("crop", *shapes) == sizes("pad", *shapes) == [512] * 5
+
+
+@pytest.mark.parametrize("size", [None, 64, 100])
+def test_a_square_photo_is_the_same_whole_and_cropped(base, size):
+    for photo in (sample_photo("chelsea", 256), sample_photo("chelsea", 70)):
+        how = {"base": base, "size": size, "num_inference_steps": 1, "solver": "ddim"}
+        whole, crop = (stylenb.stylize(photo, fit=fit, **how) for fit in ("whole", "crop"))
+        assert whole.tobytes() == crop.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(45, 70), (48, 80), (17, 33), (48, 3), (1, 20)])
+def test_a_photo_of_any_size_is_drawn_mirrored_out_and_cut_again(base, gradient, shape):
+    """At the right and at the bottom, where it is narrow several times to and fro."""
+    high, wide = shape
+    array = np.asarray(gradient.resize((80, 48)))[:high, :wide]
+    turned = np.concatenate([array, array[::-1]] * 16)[: high + -high % 16]
+    turned = np.concatenate([turned, turned[:, ::-1]] * 16, axis=1)[:, : wide + -wide % 16]
+    (picture,) = redraw(base, [Image.fromarray(array)], **FEW)
+    (larger,) = redraw(base, [Image.fromarray(turned)], **FEW)
+    assert picture.size == (wide, high)
+    assert np.array_equal(np.asarray(picture), np.asarray(larger)[:high, :wide])
+    calls = spy(base)
+    (kept,) = redraw(base, Image.fromarray(array), keep_colours=True, **FEW)
+    assert kept.size == (wide, high)
+    assert calls[0][0].shape[2:] == tuple((side + -side % 16) // 8 for side in shape)
+
+
+def test_a_list_may_hold_photos_of_all_shapes(base, gradient, photos, style):
+    """Those of one shape are drawn together; each is what it is alone, by its own seed."""
+    upright = gradient.transpose(Image.Transpose.ROTATE_270)
+    mixed = [gradient, photos[0], upright, gradient.rotate(180), photos[1].resize((96, 66))]
+    how = {"base": base, "strength": 0.5, **FEW}
+    seeds = [3, 4, 5, 6, 7]
+    calls = spy(base)
+    together = stylize(mixed, style, seed=seeds, **how)
+    assert [len(latents) for latents, _ in calls[-3:]] == [3, 1, 1]  # 43 and 44 high are 48
+    assert [p.size for p in together] == [(64, 43), (64, 64), (43, 64), (64, 43), (64, 44)]
+    alone = [stylize(one, style, seed=s, **how) for one, s in zip(mixed, seeds, strict=True)]
+    assert furthest(together, alone) <= 1
+    assert furthest(stylize(mixed, style, seed=seeds, batch_size=2, **how), alone) <= 1
+    assert furthest(stylize(mixed[::-1], style, seed=seeds[::-1], **how)[::-1], alone) <= 1
+    others = stylize(mixed, style, seed=[3, 4, 5, 60, 7], **how)
+    pairs = zip(others, alone, strict=True)
+    assert [furthest([a], [b]) > 1 for a, b in pairs] == [False] * 3 + [True, False]
+
+
+def test_the_original_size(base, gradient, photos):
+    how = {"base": base, **FEW}
+    mixed = [gradient.resize((150, 100)), photos[0].resize((20, 30))]
+    drawn = stylize(mixed, **how)
+    whole = stylize(mixed, original_size=True, **how)
+    assert [p.size for p in whole] == [p.size for p in mixed]
+    for picture, small in zip(whole, drawn, strict=True):
+        again = small.resize(picture.size, Image.Resampling.LANCZOS)
+        assert picture.tobytes() == again.tobytes()
 
 
 def test_the_style_is_on_for_the_way_down_and_off_afterwards(base, photo, style):
@@ -443,13 +545,22 @@ BAD_VALUES = {
     "2.5 steps": ({"num_inference_steps": 2.5}, "not 2.5"),
     "unknown style": ({"style": "nope"}, "no style 'nope'"),
     "unknown base": ({"base": "nope"}, "no base 'nope'"),
-    "unknown fit": ({"fit": "stretch"}, "'stretch'"),
+    "unknown fit": ({"fit": "stretch"}, "one of 'crop', 'pad', 'whole', not 'stretch'"),
     "a photo that is not there": ({"image": "gone.jpg"}, "no file 'gone.jpg'"),
     "a photo that is none": ({"image": b"Dear reader"}, "not a picture"),
     "a scale that is no number": ({"scale": float("nan")}, "NaN"),
     "a group that is none": ({"scale": {"text": 1}}, "'text' is not a group of layers"),
     "a group's scale": ({"scale": {"up": "high"}}, "the group 'up' must be a number"),
     "unknown solver": ({"solver": "euler"}, "one of 'ddim', 'inversion', 'dpm', or None, not"),
+    **{
+        f"size {size!r}": ({"size": size}, "size is a whole number from 16 to 4096, or None, not ")
+        for size in ("big", 0, -5, 3.5, True, 15, 10**9, (64, 64), float("nan"))
+    },
+    "the original size of a square": (
+        {"original_size": True, "fit": "crop"},
+        "original_size needs the whole photo, and fit='crop' makes it square",
+    ),
+    "original_size 1": ({"original_size": 1}, "original_size is True or False, not 1"),
     "batch size 0": ({"batch_size": 0}, "batch_size is a whole number from 1 up, or None, not 0"),
     "batch size 1.5": ({"batch_size": 1.5}, "not 1.5"),
     "a seed too many": ({"seed": [1, 2]}, "here 1"),

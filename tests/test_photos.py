@@ -136,6 +136,34 @@ def test_crop_keeps_the_centre_and_pad_keeps_everything(gradient):
     assert open_photo(thin, 64, fit="pad").size == open_photo(thin, 64).size == (64, 64)
 
 
+SHAPES = {(90, 60): (64, 43), (60, 90): (43, 64), (70, 70): (64, 64), (640, 32): (64, 16)}
+SHAPES |= {(16, 16): (64, 64), (3000, 2001): (64, 43), (64, 41): (64, 41)}
+
+
+@pytest.mark.parametrize("own", SHAPES)
+def test_the_whole_picture_keeps_its_shape(own):
+    photo = Image.new("RGB", own, "teal")
+    assert open_photo(photo, 64, "whole").size == SHAPES[own]
+    assert open_photo(photo, (64, 200), "whole").size[0] <= 64  # in a box
+    long = open_photo(photo, 1000, "whole").size  # nothing is near 16 here: to the pixel
+    scale = 1000 / max(own)
+    pairs = zip(long, own, strict=True)
+    assert max(long) == 1000 and all(abs(a - b * scale) <= 0.5 for a, b in pairs)
+
+
+@pytest.mark.parametrize("own", [(300, 200), (200, 300), (128, 128), (800, 100)])
+@pytest.mark.parametrize("size", [64, 500, (100, 300)])
+def test_nothing_of_the_whole_picture_is_cut(own, size):
+    photo = Image.new("RGB", own, "red")
+    edge = min(own) // 3
+    photo.paste((0, 0, 255), (edge, edge, own[0] - edge, own[1] - edge))
+    picture = values(open_photo(photo, size, "whole"))
+    centre = picture[picture.shape[0] // 2, picture.shape[1] // 2]
+    assert centre[2] > 200
+    for side in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (side[:, 0] > 200).all() and (side[:, 2] < 60).all()
+
+
 @pytest.mark.parametrize("name", SAMPLE_PHOTOS)
 def test_sample_photos_come_with_scikit_image(name):
     picture = sample_photo(name, 64)
