@@ -22,7 +22,7 @@ from diffusers.training_utils import cast_training_params
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .base import Base, fingerprint, plain_name
+from .base import SOLVER_STEPS, Base, fingerprint, plain_name
 from .errors import StylenbError, replacing
 from .inference import redraw
 from .limits import Count, NonNegative, Nonzero, Positive
@@ -112,10 +112,10 @@ def prior_set(
 ) -> list[Image.Image]:
     """The pictures that the base, before it is trained, draws for the class prompt.
 
-    They are kept as PNGs in `folder/prior`: a set that was cut is completed, and another
-    prompt, count, seed or base makes them afresh. Without a folder they are drawn anew each time.
+    They are kept as PNGs in `folder/prior`; what is missing, damaged or black is drawn again, and
+    another prompt, count, seed, size, base, guidance or number of steps makes all of them afresh.
 
-    Raises StylenbError while a DreamBooth is on the base, or a LoRA in it.
+    Raises StylenbError while a DreamBooth is on the base, or a LoRA in it, and for NaN.
     """
     without_loras(base)
     if base.originals:
@@ -127,6 +127,7 @@ def prior_set(
     files = [None] * count
     if folder is not None:
         card = {"prompt": prompt, "count": count, "seed": seed, "base": fingerprint(base)}
+        card |= {"steps": SOLVER_STEPS["ddim"], "guidance_scale": base.default_guidance_scale}
         files = _prior_files(Path(folder) / "prior", card)
     pictures = []
     for first in tqdm(range(0, count, DRAWN_AT_ONCE), desc="prior set", disable=not progress):
@@ -157,7 +158,7 @@ def _prior_files(folder: Path, card: dict) -> list[Path]:
 def _kept(file: Path, size: int) -> Image.Image | None:
     with contextlib.suppress(StylenbError):  # not drawn yet, or damaged since
         picture = open_photo(file)
-        if picture.size == (size, size):
+        if picture.size == (size, size) and picture.getbbox():  # None if all of it is black
             return picture
     return None
 
@@ -341,7 +342,7 @@ def save_dreambooth(
     dtype: half precision halves the file. `about` (how it was trained) is kept in the metadata
     with the base's name and read back by load_dreambooth and lora_files.about_lora.
 
-    Raises StylenbError where nothing is replaced.
+    Raises StylenbError where nothing is replaced, and for NaN or numbers beyond the dtype.
     """
     state = {name: p.detach().to("cpu", dtype).contiguous() for name, p in base.replaced().items()}
     if not state:
@@ -363,7 +364,7 @@ def load_dreambooth(base: Base, path: str | Path) -> dict:
     path = Path(path)
     about, parameters = about_lora(path), base.parameters()
     with open_safetensors(path) as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}
+        state = {key: file.get_tensor(key).to(base.dtype) for key in file.keys()}
     if about.get("method") != "dreambooth" or any(".lora_" in key for key in state):
         raise StylenbError(
             f"{path.name} was not written by save_dreambooth: load_lora reads a LoRA, "
@@ -395,6 +396,6 @@ def load_dreambooth(base: Base, path: str | Path) -> dict:
     undo_dreambooth(base)
     base.keep_originals(state)
     for key, value in state.items():
-        parameters[key].data = value.to(base.device, base.dtype)
+        parameters[key].data = value.to(base.device)
     base.forget_empty()
     return about

@@ -341,25 +341,29 @@ def _state(base: Base, name: str) -> dict[str, torch.Tensor]:
     """The weights of the LoRA as a file holds them: in half precision, under diffusers' names."""
     refuse_unknown(base, name)
     # peft 0.17's own function takes in every LoRA whose name begins with this one
-    state = {
+    return {
         f"unet.{key}.{part}.weight": getattr(layer, part)[name].weight.detach().cpu().half()
         for key, layer in lora_layers(base, name).items()
         for part in ("lora_A", "lora_B")
     }
-    if not all(weight.isfinite().all() for weight in state.values()):
-        raise StylenbError(
-            f"The LoRA {name!r} holds NaN, or numbers above the 65,504 of half precision, so it "
-            "was not saved: train it again with a lower learning rate."
-        )
-    return state
 
 
 def write_safetensors(path: Path, state: dict, metadata: dict, about: dict) -> Path:
     """Write weights with metadata, and with `about` (how they were made), which about_lora reads
-    back. Raises StylenbError where the disk refuses."""
+    back. Raises StylenbError for NaN and infinity, and where the disk refuses."""
+    refuse_not_finite(path, state)
     with replacing(path) as temporary:
         save_file(state, temporary, {"format": "pt", **metadata, "stylenb": json.dumps(about)})
     return path
+
+
+def refuse_not_finite(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Raise StylenbError for weights, about to be written, that hold NaN or infinity."""
+    if bad := next((name for name, w in state.items() if not w.isfinite().all()), None):
+        raise StylenbError(
+            f"'{path}' was not saved, as {bad} holds NaN, or numbers above the 65,504 of half "
+            "precision: train it again with a lower learning rate."
+        )
 
 
 def _kohya_name(layer: str) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -14,6 +15,8 @@ from .errors import StylenbError, replacing
 from .limits import Within, read
 from .loop import generator_at
 from .lora import adapters, lora_layers
+from .lora_files import refuse_not_finite
+from .photos import check_size, to_pictures
 
 DRAWN_AT_ONCE = 4  # pictures
 
@@ -33,6 +36,7 @@ def pipeline(base: Base) -> StableDiffusionPipeline:
     return pipe
 
 
+@torch.no_grad()
 def generate(
     base: Base,
     prompt: str,
@@ -41,31 +45,35 @@ def generate(
     guidance_scale: float | None = None,
     seed: int = 0,
     first: int = 0,
+    size: int | tuple[int, int] | None = None,
 ) -> list[Image.Image]:
     """Draw `count` pictures for a prompt with DDIM, from pure noise.
 
     num_inference_steps: None is 30. guidance_scale: None is the base's default; 1 draws without
     classifier-free guidance (https://arxiv.org/abs/2207.12598) in half the time. Every picture of a
-    seed has a noise of its own; first: the number of the first, to draw a set in parts.
+    seed has a noise of its own; first: the number of the first, to draw a set in parts. size: side,
+    or (width, height), in pixels; None is the base's.
 
-    Raises StylenbError for values out of range and once the text encoder was dropped.
+    Raises StylenbError for values out of range, NaN, and once the text encoder was dropped.
     """
     last = base.scheduler.config.num_train_timesteps - 1
     count = read("count", count, Annotated[int, Within(1, 99_999)])
     steps = read("num_inference_steps", num_inference_steps, Annotated[int, Within(1, last)] | None)
     guidance = read("guidance_scale", guidance_scale, Annotated[float, Within(1)] | None)
     seed = read("seed", seed, int)
-    if not isinstance(prompt, str):
-        raise StylenbError(f"A prompt is a string, not {prompt!r}.")
+    prompt = read("prompt", prompt, str)
+    width, height = check_size(base.image_size if size is None else size)
+    multiple = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    if width % multiple or height % multiple:
+        raise StylenbError(f"Sides must be multiples of {multiple} pixels, not {width} x {height}.")
+    how = {"width": width, "height": height, "output_type": "latent"}  # in "pil" NaN is black
+    how["num_inference_steps"] = steps or SOLVER_STEPS["ddim"]
+    how["guidance_scale"] = guidance or base.default_guidance_scale
     pipe, pictures, numbers = pipeline(base), [], range(first, first + count)
     for start in range(0, count, DRAWN_AT_ONCE):
         generators = [generator_at(seed, n) for n in numbers[start : start + DRAWN_AT_ONCE]]
-        pictures += pipe(
-            [prompt] * len(generators),
-            num_inference_steps=steps or SOLVER_STEPS["ddim"],
-            guidance_scale=guidance or base.default_guidance_scale,
-            generator=generators,
-        ).images
+        latents = pipe([prompt] * len(generators), generator=generators, **how).images
+        pictures += to_pictures(base.decode(latents))
     return pictures
 
 
@@ -74,14 +82,17 @@ def save_pipeline(base: Base, folder: str | Path) -> Path:
     StableDiffusionPipeline.from_pretrained opens, and stylenb.load too.
 
     A pipeline that is in the folder already is replaced. Raises StylenbError while LoRAs are in the
-    UNet, and for a folder that holds something else.
+    UNet, for weights that are not finite, and for a folder that holds something else.
     """
     folder = Path(folder)
     without_loras(base)
     if folder.is_file() or any(folder.glob("*")) and not (folder / "model_index.json").is_file():
         raise StylenbError(f"'{folder}' holds something else: name a new folder.")
+    pipe = pipeline(base)
+    for part in (pipe.vae, pipe.unet, pipe.text_encoder):
+        refuse_not_finite(folder, part.state_dict())
     with replacing(folder) as temporary:
-        pipeline(base).save_pretrained(temporary)
+        pipe.save_pretrained(temporary)
         # transformers opens a model in the dtype that its config names, diffusers in float32 unless
         # it is told otherwise: a pipeline of both kinds would not run.
         config = temporary / "text_encoder" / "config.json"

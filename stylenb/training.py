@@ -254,11 +254,14 @@ def check_pictures(what: str, pictures: Sequence, least: int, **others: Sequence
 @torch.no_grad()
 def encode(base: Base, pictures: Sequence, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures, and with `flip` their mirror images after them -> images (N, 3, H, W) in [-1, 1]
-    and float32 latents (N, 4, H/8, W/8), both in main memory."""
+    and float32 latents (N, 4, H/8, W/8), both in main memory. Raises StylenbError for NaN."""
     images = to_tensor(pictures)
     if flip:
         images = torch.cat([images, images.flip(-1)])
-    return images, base.encode(images).float().cpu()
+    latents = base.encode(images).float().cpu()
+    if not latents.isfinite().all():  # else a lower learning rate would be asked for
+        raise StylenbError("The autoencoder gives NaN: load the base with dtype=torch.float32.")
+    return images, latents
 
 
 def digest(pictures: Sequence) -> str:

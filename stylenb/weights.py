@@ -200,6 +200,9 @@ def load_parts(folder: Path, device, dtype) -> dict:
             f"'{folder}' cannot be loaded ({type(error).__name__}: {first}): download or copy "
             "the whole model folder again, or choose another device if memory ran out."
         ) from error
+    for part in classes:
+        if not all(p.isfinite().all() for p in parts[part].parameters()):
+            raise _incomplete(f"The weights in '{folder / part}' hold NaN or infinity as {dtype}")
     return parts
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_loop import full_disk, without_seconds
 from test_training import stripes
@@ -265,6 +266,42 @@ def test_a_picture_is_a_function_of_its_seed_and_number(base):
     assert vars(base.scheduler) == scheduler and torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_picture_has_the_size_that_was_asked_for(base):
+    (plain,) = generate(base, "a b", num_inference_steps=2)
+    for size, expected in ((64, (64, 64)), (32, (32, 32)), ((96, 64), (96, 64))):
+        (picture,) = generate(base, "a b", num_inference_steps=2, size=size)
+        assert picture.size == expected
+        assert (picture.tobytes() == plain.tobytes()) == (size == 64)
+    base.image_size = 32
+    assert generate(base, "a b", num_inference_steps=2)[0].size == (32, 32)
+
+
+def spoil(base, part):
+    """The base with NaN among the weights of a part of it."""
+    module = copy.deepcopy(getattr(base, part))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.view(-1)[0] = float("nan")
+    setattr(base, part, module)
+    base.forget_empty()
+    return base
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_nan_is_a_sentence_and_no_black_picture(part, base, tmp_path):
+    with pytest.raises(StylenbError, match="NaN or infinity: use float32"):
+        generate(spoil(base, part), "a", num_inference_steps=2)
+    with pytest.raises(StylenbError, match="NaN or infinity"):
+        prior_set(base, SETTINGS, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.png"))
+    with pytest.raises(StylenbError, match="not saved, as .* holds NaN.*lower learning rate"):
+        save_pipeline(base, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    if part == "vae":
+        with pytest.raises(StylenbError, match="autoencoder gives NaN.*dtype=torch.float32"):
+            train(base)
+
+
 def test_with_a_prompt_the_base_takes_it_where_it_is_given_none(base):
     said = base.with_prompt("b c")
     assert said.prompt == "b c" and base.prompt is None
@@ -314,6 +351,12 @@ def test_the_prior_set_is_drawn_once(base, tmp_path, monkeypatch):
     (folder / "00001.png").write_bytes((folder / "00001.png").read_bytes()[:100])  # damaged
     (folder / "mine.png").write_bytes(b"not of the set")
     assert again() == data and drawn == [(0, 4), (4, 2)]
+    for spoilt in (Image.new("RGB", (64, 64)), Image.new("RGB", (32, 32), "red")):
+        spoilt.save(folder / "00002.png")  # black, as NaN once became, or of another size
+        assert again() == data and drawn == [(0, 4)]
+    for changed in ({"ddim": 4}, {"ddim": 3}):
+        monkeypatch.setitem(SOLVER_STEPS, *changed.popitem())
+        assert again() and drawn == [(0, 4), (4, 2)]  # the number of steps decides, too
     for settings in (
         replace(SETTINGS, class_prompt="z"),
         replace(SETTINGS, seed=1),
@@ -491,6 +534,23 @@ def test_saved_and_loaded_it_is_the_same(tiny, base, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_weights_that_half_precision_cannot_hold_are_not_written_nor_read(tiny, base, tmp_path):
+    train(base, replace(SETTINGS, steps=1))
+    path = tmp_path / "mine.safetensors"
+    with torch.no_grad():
+        next(iter(base.replaced().values()))[0] = 1e5
+    with pytest.raises(StylenbError, match="not saved, as unet.* numbers above the 65,504"):
+        save_dreambooth(base, path)
+    assert not list(tmp_path.iterdir())
+    save_dreambooth(base, path, dtype=torch.float32)
+    load_dreambooth(fresh(tiny), path)
+    half = fresh(tiny)
+    half.unet.half(), half.text_encoder.half()
+    half.dtype = torch.float16
+    with pytest.raises(StylenbError, match="holds NaN or infinity"):
+        load_dreambooth(half, path)
+
+
 def edited(source: Path, target: Path, **metadata):
     """A copy of a file with a part of its metadata, or with its tensors, replaced."""
     change = metadata.pop("tensors", lambda tensors: tensors)
@@ -634,7 +694,9 @@ BAD = {
         lambda b: generate(b, "a", guidance_scale=0.5),
         "guidance_scale is a number from 1 up",
     ),
-    "prompt": (lambda b: generate(b, None), "A prompt is a string"),
+    "size": (lambda b: generate(b, "a", size=(64, 72)), "multiples of 16 pixels, not 64 x 72"),
+    "no size": (lambda b: generate(b, "a", size="big"), "size must be a number of pixels or"),
+    "prompt": (lambda b: generate(b, None), "prompt is text, not None"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -285,6 +286,24 @@ def test_what_cannot_be_exported(base, tmp_path):
     with pytest.raises(StylenbError, match="cannot be written"):
         export_lora(base, "mine", tmp_path)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_not_finite_is_neither_written_nor_loaded(base, tiny_folder, tmp_path):
+    add_lora(base, "mine", rank=1)
+    fill(base, "mine")
+    next(iter(lora_layers(base, "mine").values())).lora_B["mine"].weight.data[0] = torch.nan
+    with pytest.raises(StylenbError, match="mine.safetensors' was not saved, as unet.* holds NaN"):
+        export_lora(base, "mine", tmp_path)
+    assert not list(tmp_path.iterdir())
+    for part in ("vae", "unet", "text_encoder"):
+        folder = shutil.copytree(tiny_folder, tmp_path / part)
+        (file,) = (folder / part).glob("*.safetensors")
+        state = load_file(file)
+        next(v for v in state.values() if v.is_floating_point()).view(-1)[0] = 1e30
+        save_file(state, file, {"format": "pt"})
+        stylenb.load(folder, device="cpu")
+        with pytest.raises(StylenbError, match=f"{part}' hold NaN or infinity as torch.float16"):
+            stylenb.load(folder, device="cpu", dtype=torch.float16)
 
 
 # --- on the shipped model ---
