@@ -99,14 +99,17 @@ def test_the_sets_share_no_seed_and_the_known_one_no_held_out_style(monkeypatch,
         pretrain.style_pictures(style)
     assert len(seen) == 2 * 16 * len(HELD_OUT) and len(set(seen)) == 16 * len(HELD_OUT)
 
+    planned = planned_seeds(100_000)
+    for name, seeds in zip(("known-100000", "held-out-100000"), planned[::2], strict=True):
+        assert asked[name][0].start == seeds.start  # one and the same set
     splits = [
         range(mix.TEST_SEEDS, mix.TEST_SEEDS + 10_000),
         range(min(seen), max(seen) + 1),
-        *(seeds for name, (seeds, _) in asked.items() if name.endswith("-100000")),
-        *planned_seeds(100_000),
+        *(seeds for name, (seeds, _) in asked.items() if name.startswith("judge")),
+        *planned,
         range(draw.BACKGROUND_SEEDS, draw.BACKGROUND_SEEDS + (1 << 30)),
     ]
-    splits = sorted(set(splits), key=lambda seeds: seeds.start)
+    splits.sort(key=lambda seeds: seeds.start)
     assert len(splits) == 9
     for one, following in zip(splits, splits[1:], strict=False):
         assert one.stop <= following.start
@@ -159,7 +162,11 @@ def folders(tmp_path_factory):
         disc = np.zeros((90, 120, 4), np.uint8)
         disc[..., i], disc[..., 3] = 255, 255 * (x**2 + y**2 < 1600)
         Image.fromarray(disc).save(cutouts / f"{i}.{('png', 'webp', 'png')[i]}", lossless=True)
-    facts = {"0.png": "A disc.", "1.webp": "a disc of a colour that is hard to name", "2.png": "DISC"}
+    facts = {
+        "0.png": "A disc.",
+        "1.webp": "a disc of a colour that is hard to name",
+        "2.png": "DISC",
+    }
     (cutouts / "facts.json").write_text(json.dumps(facts))
     return photos, cutouts
 

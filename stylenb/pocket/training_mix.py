@@ -4,7 +4,6 @@ Every picture is a function of one seed. Ranges of seeds keep the splits apart, 
 is ever taken on a picture that a network was trained on.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -100,12 +99,7 @@ def content(seed: int, kind: str, size: int = SIZE) -> tuple[Image.Image, str]:
 
 
 def example(
-    seed: int,
-    styles: tuple[str, ...] = KNOWN,
-    photo_share: float = 0.25,
-    size: int = SIZE,
-    kinds: dict[str, float] = KINDS,
-    draw: Callable | None = None,
+    seed: int, styles=KNOWN, photo_share=0.25, size=SIZE, kinds=KINDS, draw=None
 ) -> Example:
     """The training example of `seed`; the "photo" style is drawn with probability `photo_share`.
 
