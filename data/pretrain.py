@@ -1,4 +1,4 @@
-"""Train the pocket model from nothing: `python data/pretrain.py STAGE`.
+"""Train the pocket model from nothing, or further: `python data/pretrain.py STAGE`.
 
 Stages, in the order in which they need each other:
 
@@ -11,6 +11,10 @@ Stages, in the order in which they need each other:
 Each stage draws its pictures once, keeps a checkpoint in the work folder and resumes from it when
 it is started again. The learning rate falls with the share of the time (or steps) that is
 spent, so a longer run is the same command with a larger number.
+
+From nothing, `vae` and `text-unet` learn pictures of 128 px. `--from FOLDER` trains the weights of
+a folder further, at 128 and 256 px in one run, as the shipped ones were; that is meant for a GPU
+and goes on a CPU too. What pictures are made of is in data/draw.py.
 """
 
 import argparse
@@ -25,8 +29,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors.torch import save_file
@@ -42,11 +45,13 @@ from torch import nn
 # As a script it finds the package from any folder.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data import draw
 from stylenb.base import load
 from stylenb.device import autocast, autocast_dtype
 from stylenb.errors import replacing
 from stylenb.loop import spread_timesteps
 from stylenb.lora import remove_lora
+from stylenb.losses import load_features, lpips_from, unit_features
 from stylenb.photos import to_pictures
 from stylenb.pocket import training_mix
 from stylenb.pocket.styles import HELD_OUT, KNOWN, STYLES, apply_style
@@ -55,6 +60,7 @@ from stylenb.weights import DATA
 
 POCKET = DATA / "pocket-sd"
 RARE_TOKEN = "sks"
+STREAM_PEAK = 1500  # what an autoencoder's residual streams are divided down to
 
 
 class Optimizers:
@@ -103,16 +109,20 @@ def train(
     args,
     muon_rate: float = 0.02,
     adamw_rate: float = 1e-3,
+    fall: float = 0.4,
+    decay: float = 0.999,
 ) -> nn.Module:
     """Train `network` until `args.minutes` or `args.steps` are spent; return it with EMA weights.
 
     `loss_of(step, progress)` returns the loss and a dict of figures to log, and draws all that is
-    random from generators seeded with `step`; progress runs from 0 to 1.
+    random from generators seeded with `step`; progress runs from 0 to 1. fall: the share of the run
+    in which the rates fall; decay: of the EMA, from which on it grows no slower.
     """
     device = torch.device(args.device)
     network.to(device).train()
     optimizers = Optimizers(network, muon_rate, adamw_rate)
-    ema = EMAModel(network.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
+    how = {"use_ema_warmup": True, "power": 0.75, "foreach": True}
+    ema = EMAModel(network.parameters(), decay=decay, **how)
     parts = {"network": network, "optimizers": optimizers, "ema": ema}
     checkpoint = args.work / f"{stage}.ckpt"
     state = resume(checkpoint, parts, device)
@@ -135,7 +145,7 @@ def train(
                 f"{stage}: the loss is not finite at step {step}; start again from "
                 f"{checkpoint} with a smaller learning rate."
             )
-        optimizers.step(share_of_rate(step, progress()))
+        optimizers.step(share_of_rate(step, progress(), fall))
         ema.step(network.parameters())
         for key, value in {"loss": loss, **terms}.items():
             figures.setdefault(key, []).append(float(value.detach()))
@@ -156,10 +166,15 @@ def train(
     return network.eval()
 
 
-def share_of_rate(step: int, progress: float) -> float:
-    """Linear warm-up, then constant, then a linear fall over the last 40 %: most of the gain of a
+def share_of_rate(step: int, progress: float, fall: float = 0.4) -> float:
+    """Linear warm-up, then constant, then a linear fall over the last part: most of the gain of a
     cosine, and a run that gets more time loses nothing of what it has learned."""
-    return min(1, (step + 1) / 100) * min(1, (1.0001 - progress) / 0.4)
+    return min(1, (step + 1) / 100) * min(1, (1.0001 - progress) / fall)
+
+
+def name_of_run(stage: str, args) -> str:
+    """What its checkpoint and its story are called: training further is a stage of its own."""
+    return f"{stage}-further" if args.start else stage
 
 
 def resume(checkpoint: Path, parts: dict, device: torch.device) -> dict:
@@ -191,8 +206,11 @@ def record(stage: str, state: dict, args, device: torch.device) -> None:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name()
     length = f"--minutes {args.minutes:g}" if args.minutes else f"--steps {args.steps}"
+    options = {"start": "--from", "photos": "--photos", "cutouts": "--cutouts"}
+    given = [f"{text} FOLDER" for name, text in options.items() if vars(args).get(name)]
+    command = ["python data/pretrain.py", stage.removesuffix("-further"), *given, length]
     story[stage] = {
-        "command": f"python data/pretrain.py {stage} {length}",
+        "command": " ".join(command),
         "commit": git.stdout.strip(),
         "steps": state["step"],
         "batch_size": args.batch_size,
@@ -215,47 +233,24 @@ def save_half(network: nn.Module, path: Path, about: dict[str, str] | None = Non
         save_file(weights, temporary, about)
 
 
-def render_set(
-    folder: Path,
-    name: str,
-    count: int,
-    first_seed: int,
-    styles: tuple,
-    photo_share: float,
-    size: int = training_mix.SIZE,
-) -> tuple[np.ndarray, list[dict]]:
-    """Draw `count` examples once and keep them in `folder`; later calls read them back.
+def render_set(folder: Path, *of_set) -> tuple[np.ndarray, list[dict]]:
+    """Draw a `draw.Set` once and keep it in `folder`; later calls read it back.
 
     Returns the pictures, uint8 (count, size, size, 3), and for each its caption, style and kind.
     """
-    pictures_file, facts_file = folder / f"{name}.npy", folder / f"{name}.json"
-    if not facts_file.exists():  # written last, so it stands for a complete set
-        print(f"drawing {count} pictures for {name} ...", flush=True)
-        pictures = np.empty((count, size, size, 3), np.uint8)
-        facts = []
-        draw = partial(training_mix.example, styles=styles, photo_share=photo_share, size=size)
-        seeds = range(first_seed, first_seed + count)
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            for i, e in enumerate(pool.map(draw, seeds, chunksize=64)):
-                pictures[i] = np.asarray(e.picture)
-                facts.append({"caption": e.caption, "style": e.style, "kind": e.kind})
-        with replacing(pictures_file) as temporary:
-            np.save(temporary, pictures)
-        with replacing(facts_file) as temporary:
-            temporary.write_text(json.dumps(facts))
-    return np.load(pictures_file), json.loads(facts_file.read_text())
+    one = draw.Set(*of_set)
+    one.draw(folder, os.cpu_count())
+    return one.read(folder)
 
 
 def known_set(folder: Path, count: int = 12_000):
     """Pictures in the known styles: what the UNet and the text encoder may see."""
-    return render_set(folder, f"known-{count}", count, training_mix.TRAIN_SEEDS, KNOWN, 0.25)
+    return render_set(folder, f"known-{count}", count, *draw.SETS["known"][:3])
 
 
 def held_out_set(folder: Path, count: int = 5_000):
     """Pictures in the held-out styles: for the autoencoder and the perceptual network only."""
-    return render_set(
-        folder, f"held-out-{count}", count, training_mix.TRAIN_SEEDS + 1_000_000, HELD_OUT, 0.0
-    )
+    return render_set(folder, f"held-out-{count}", count, *draw.SETS["held-out"][:3])
 
 
 def judge_set(folder: Path, count: int, size: int):
@@ -323,42 +318,113 @@ def reconstruction_loss(y, x):
 
 
 def train_vae(args) -> None:
-    known, _ = known_set(args.work, args.pictures)
-    held_out, _ = held_out_set(args.work, args.pictures * 2 // 5)
-    pictures = np.concatenate([known, held_out])
+    """From nothing: Muon, and small crops first. Further: AdamW, crops of 128 px from pictures of
+    both sizes, and a touch of LPIPS, which needs the network of stage `perceptual`."""
+    features = load_features().to(args.device) if args.start else None
     torch.manual_seed(0)
     vae = new_vae()
+    if args.start:
+        vae = AutoencoderKL.from_pretrained(args.start / "vae", torch_dtype=torch.float32)
+    with draw.Pictures(args, ("known", "held-out")) as pictures:
 
-    def loss_of(step, progress):
-        # Small crops first: four times as many steps in the same time. Whole pictures at the end.
-        crop = 64 if progress < 0.7 else training_mix.SIZE
-        batch_size = args.batch_size if progress < 0.7 else args.batch_size // 2
-        x, _ = picture_batch(pictures, step, args, batch_size, crop)
-        posterior = vae.encode(x).latent_dist
-        generator = torch.Generator().manual_seed(step)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(args.device)
-        y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        # A touch of the KL term keeps the latents near a unit Gaussian, where noise can be added.
-        kl = posterior.kl().mean() / noise[0].numel()
-        psnr = 10 * torch.log10(4 / F.mse_loss(y, x))
-        # The logarithm gives every picture the same say: else the busy styles drown the calm ones.
-        loss = reconstruction_loss(y, x).add(0.01).log().mean()
-        return loss + 1e-3 * kl, {"psnr": psnr, "kl": kl}
+        def loss_of(step, progress):
+            list(pictures.grow())
+            size = args.sizes[step % len(args.sizes)]
+            crop, batch_size = min(args.sizes), args.batch_size
+            if not args.start:
+                # Small crops first: four times as many steps in the same time. Whole at the end.
+                crop, batch_size = (64, batch_size) if progress < 0.7 else (crop, batch_size // 2)
+            ready = pictures.of[size][: pictures.ready[size]]
+            x, _ = picture_batch(ready, step, args, batch_size, crop)
+            return autoencoder_loss(vae, x, step, features)
 
-    train("vae", vae, loss_of, args)
-    latents = encode_all(vae, known[:2000], args)
-    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        how = {"muon_rate": 0.0, "adamw_rate": 8e-4, "fall": 0.6} if args.start else {}
+        train(name_of_run("vae", args), vae, loss_of, args, **how)
+        size = args.sizes[0]
+        known = [i for i, fact in enumerate(pictures.facts[size]) if fact["style"] in KNOWN][:2000]
+        latents = encode_all(vae, pictures.of[size][known], args)
+        some = as_tensor(pictures.of[size][known[:16]], args.device)
+    scale = round(1 / float(latents.std()), 5)
+    make_float16_safe(vae, some)
+    vae.register_to_config(scaling_factor=scale, force_upcast=False)
     vae.half().save_pretrained(POCKET / "vae")
+    forget_origin(POCKET / "vae")
+
+
+def autoencoder_loss(vae, x, step, features=None):
+    """The loss of a batch of pictures and figures to log; with LPIPS of a half if `features` of
+    stylenb.losses are given."""
+    posterior = vae.encode(x).latent_dist
+    generator = torch.Generator().manual_seed(step)
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
+    y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+    # A touch of the KL term keeps the latents near a unit Gaussian, where noise can be added.
+    kl = posterior.kl().mean() / noise[0].numel()
+    psnr = 10 * torch.log10(4 / F.mse_loss(y, x))
+    # The logarithm gives every picture the same say: else the busy styles drown the calm ones.
+    loss = reconstruction_loss(y, x).add(0.01).log().mean() + 1e-3 * kl
+    terms = {"psnr": psnr, "kl": kl}
+    if features is not None:
+        half = slice((len(x) + 1) // 2)
+        with torch.no_grad():
+            wanted = unit_features(features, x[half])
+        lpips = lpips_from(features, wanted, unit_features(features, y[half])).float().mean()
+        loss, terms["lpips"] = loss + 0.06 * lpips, lpips
+    return loss, terms
+
+
+def stream_peak(part: nn.Module, x: torch.Tensor) -> float:
+    """The largest magnitude in the residual stream of an autoencoder's encoder or decoder."""
+    peaks, hooks = [], []
+    for name, module in part.named_modules():
+        if isinstance(module, ResnetBlock2D) or name.endswith(("conv_in", "samplers.0")):
+            keep = lambda _, __, out: peaks.append(float(out.abs().max()))  # noqa: E731
+            hooks.append(module.register_forward_hook(keep))
+    part(x)
+    for hook in hooks:
+        hook.remove()
+    return max(peaks)
+
+
+@torch.no_grad()
+def make_float16_safe(vae: AutoencoderKL, x: torch.Tensor) -> None:
+    """Divide the residual streams of an autoencoder so that they fit into float16, without changing
+    what it computes; x: pictures (N, 3, H, W) in [-1, 1] to measure them with.
+
+    Training lets the streams grow to hundreds of thousands, and float16 ends at 65,504. But a
+    stream is only ever read through GroupNorm, which does not see its scale. So all that writes
+    into it may be divided by one number: conv_in, the last convolution of every resnet, and the
+    biases of shortcuts and of down- and upsamplers, which read the stream itself and are linear in
+    it. A power of two, so that no weight is rounded; for peaks of about STREAM_PEAK.
+    """
+    vae.float().eval()
+    latents = vae.encode(x).latent_dist.mean
+    before = vae.decode(latents).sample
+    for part, given in ((vae.encoder, x), (vae.decoder, vae.post_quant_conv(latents))):
+        peak = stream_peak(part, given)
+        divisor = 2.0 ** max(0, round(np.log2(peak / STREAM_PEAK)))
+        for name, module in part.named_modules():
+            if name.endswith(("conv_in", "conv2")):
+                module.weight.div_(divisor)
+            if name.endswith(("conv_in", "conv2", "conv_shortcut", "samplers.0.conv")):
+                module.bias.div_(divisor)
+        print(f"{type(part).__name__}: peak {peak:.0f}, divided by {divisor:.0f}", flush=True)
+    moved = float((vae.decode(vae.encode(x).latent_dist.mean).sample - before).abs().max())
+    if not moved < 0.01:  # in [-1, 1]: about one grey level of 255
+        raise SystemExit(
+            f"vae: divided for float16, its pictures differ by {moved:.3f}, as its streams come "
+            "too near to GroupNorm's epsilon; raise STREAM_PEAK and start the stage again."
+        )
 
 
 @torch.no_grad()
 def encode_all(vae, pictures: np.ndarray, args) -> torch.Tensor:
-    """Posterior means, unscaled, (N, 4, 16, 16) on the CPU in float32."""
+    """Posterior means, unscaled, (N, 4, H / 8, W / 8) on the CPU in float32."""
     vae = vae.to(args.device).float().eval()
-    latents = []
+    latents, count = [], 16 if args.device == "cpu" else 128
     with autocast(torch.device(args.device)):
-        for i in range(0, len(pictures), 16):
-            posterior = vae.encode(as_tensor(pictures[i : i + 16], args.device)).latent_dist
+        for i in range(0, len(pictures), count):
+            posterior = vae.encode(as_tensor(pictures[i : i + count], args.device)).latent_dist
             latents.append(posterior.mean.float().cpu())
     return torch.cat(latents)
 
@@ -471,11 +537,13 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def known_latents(vae, pictures, args) -> torch.Tensor:
-    """Scaled latents (2, N, 4, 16, 16) of every picture and of its mirror image, encoded once."""
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in vae.parameters())
-    path = args.work / f"latents-{hashlib.sha256(weights).hexdigest()[:12]}-{len(pictures)}.npy"
+    """Scaled latents (2, N, 4, H / 8, W / 8) of every picture and of its mirror image, encoded
+    once."""
+    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in vae.parameters()))
+    digest.update(np.ascontiguousarray(pictures))
+    path = args.work / f"latents-{digest.hexdigest()[:12]}-{len(pictures)}.npy"
     if not path.exists():
-        print("encoding the training set ...", flush=True)
+        print(f"encoding {len(pictures)} pictures ...", flush=True)
         both = torch.stack(
             [
                 encode_all(vae, pictures, args),
@@ -487,52 +555,148 @@ def known_latents(vae, pictures, args) -> torch.Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def train_text_unet(args) -> None:
-    pictures, facts = known_set(args.work, args.pictures)
-    captions = [fact["caption"] for fact in facts]
-    vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
-    latents = known_latents(vae, pictures, args).to(args.device)
+def text_unet(args, captions: list[str]):
+    """Tokenizer, text encoder and UNet: new ones, or those of `args.start`."""
+    from transformers import CLIPTextModel
+
+    vocabulary = args.work / name_of_run("tokenizer", args)
+    if args.start:
+        vocabulary.mkdir(exist_ok=True)
+        for name in ("merges.txt", "vocab.json"):
+            shutil.copy(args.start / "tokenizer" / name, vocabulary / name)
     torch.manual_seed(0)
-    tokenizer = new_tokenizer(captions, args.work / "tokenizer")
-    network = nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": new_unet()})
-    if args.device == "cpu":  # the fused attention's backward is slower here than three products
-        network["unet"].set_attn_processor(AttnProcessor())
+    tokenizer = new_tokenizer(captions, vocabulary)
+    if args.start:
+        text_encoder = CLIPTextModel.from_pretrained(args.start / "text_encoder").float()
+        unet = UNet2DConditionModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32)
+    else:
+        text_encoder, unet = new_text_encoder(tokenizer), new_unet()
+    # Not torch's fused attention: on a CPU its backward is slower than three products, and on an
+    # H200 in bfloat16 it gave gradients that were not finite, at heads as narrow as these (20).
+    unet.set_attn_processor(AttnProcessor())
+    text_encoder.config._attn_implementation = "eager"
+    return tokenizer, nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}), vocabulary
 
-    def ids_of(texts):
-        return tokenizer(
-            texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        ).input_ids.to(args.device)
 
-    ids, empty = ids_of(captions), ids_of([""])
+def cuts_of(sizes: list[int]) -> list[tuple[int, int, int, float]]:
+    """What the UNet sees: height and width in latents, size of the picture in pixels, and share.
+
+    Of two sizes both whole, and parts of the larger one, some of them not square.
+    """
+    small, large = sizes[0] // 8, sizes[-1] // 8
+    if len(sizes) == 1:
+        return [(small, small, sizes[0], 1.0)]
+    part = large * 3 // 16 * 4  # three quarters; the UNet halves twice, so a multiple of 4
+    return [
+        (small, small, sizes[0], 0.48),
+        (large, large, sizes[1], 0.29),
+        (part, part, sizes[1], 0.09),
+        (part, large, sizes[1], 0.07),
+        (large, part, sizes[1], 0.07),
+    ]
+
+
+class Latents:
+    """The latents and the tokens of the captions of draw.Pictures, on the device: `latents[size]`
+    is (2, total, 4, size / 8, size / 8), mirror images second, and `ids[size]` is (total, 77)."""
+
+    def __init__(self, vae, pictures, ids_of, args):
+        self.vae, self.pictures, self.ids_of, self.args = vae, pictures, ids_of, args
+        self.cuts, self.latents, self.ids = cuts_of(args.sizes), {}, {}
+        for size, of in pictures.of.items():
+            shape = 2, len(of), 4, size // 8, size // 8
+            self.latents[size] = torch.empty(shape, device=args.device)
+            self.ids[size] = torch.empty(len(of), 77, dtype=torch.long, device=args.device)
+            self.add(size, 0, pictures.ready[size])
+
+    def add(self, size: int, first: int, last: int) -> None:
+        """Encode the pictures first .. last - 1 of a size."""
+        new = known_latents(self.vae, self.pictures.of[size][first:last], self.args)
+        self.latents[size][:, first:last] = new.to(self.args.device)
+        captions = [fact["caption"] for fact in self.pictures.facts[size][first:last]]
+        self.ids[size][first:last] = self.ids_of(captions)
+
+    def batch(self, generator: torch.Generator):
+        """Latents of one of the cuts (n, 4, height, width), token ids (n, 77) and the share of
+        captions to drop: a part does not show all that its caption names. n falls as the area
+        grows: each batch has as many places."""
+        shares = torch.tensor([share for *_, share in self.cuts])
+        height, width, size, _ = self.cuts[torch.multinomial(shares, 1, generator=generator).item()]
+        whole = size // 8
+        count = max(1, round(self.args.batch_size * self.cuts[0][0] ** 2 / (height * width)))
+        ready, device = self.pictures.ready[size], self.args.device
+        index = torch.randint(ready, (count,), generator=generator).to(device)
+        flip = torch.randint(2, (count,), generator=generator).to(device)
+        top = torch.randint(whole - height + 1, (), generator=generator)
+        left = torch.randint(whole - width + 1, (), generator=generator)
+        x = self.latents[size][flip, index, :, top : top + height, left : left + width]
+        return x, self.ids[size][index], 0.18 if height == width == whole else 0.5
+
+
+def predictor(network: nn.ModuleDict, device: str) -> Callable:
+    """(noisy latents, timesteps, token ids) -> predicted noise.
+
+    On a GPU compiled, once for each shape, and replayed as a CUDA graph: launched one by one, the
+    kernels of networks this small leave the GPU waiting. That takes a minute or so for each shape.
+    """
+
+    def predict(noisy, timesteps, tokens):
+        states = network["text_encoder"](tokens)[0]
+        return network["unet"](noisy, timesteps, states).sample
+
+    if device != "cuda":
+        return predict
+    return torch.compile(predict, mode="reduce-overhead", dynamic=False)
+
+
+def train_text_unet(args) -> None:
+    """The denoising loss with min-SNR weights (https://arxiv.org/abs/2303.09556), captions dropped
+    at times; further, at both sizes and parts of the larger one."""
+    vae = AutoencoderKL.from_pretrained(POCKET / "vae", torch_dtype=torch.float32)
     scheduler = new_scheduler()
     snr = compute_snr(scheduler, torch.arange(1000)).to(args.device)
+    with draw.Pictures(args, ("known",)) as pictures:
+        captions = [fact["caption"] for facts in pictures.facts.values() for fact in facts]
+        tokenizer, network, vocabulary = text_unet(args, captions)
 
-    def loss_of(step, progress):
-        generator = torch.Generator().manual_seed(step)
-        index = torch.randint(len(pictures), (args.batch_size,), generator=generator)
-        flip = torch.randint(2, (args.batch_size,), generator=generator)
-        x0 = latents[flip.to(args.device), index.to(args.device)]
-        noise = torch.randn(x0.shape, generator=generator).to(args.device)
-        t = spread_timesteps(len(x0), 1000, generator).to(args.device)
-        drop = (torch.rand(len(x0), 1, generator=generator) < 0.18).to(args.device)
-        tokens = torch.where(drop, empty, ids[index.to(args.device)])
-        states = network["text_encoder"](tokens)[0]
-        prediction = network["unet"](scheduler.add_noise(x0, noise, t), t, states).sample
-        error = (prediction.float() - noise).pow(2).mean((1, 2, 3))
-        weight = snr[t].clamp(max=5) / snr[t]  # min-SNR, https://arxiv.org/abs/2303.09556
-        return (error * weight).mean() / weight.mean(), {"mse": error.mean()}
+        def ids_of(texts):
+            how = {"padding": "max_length", "truncation": True, "max_length": 77}
+            return tokenizer(texts, **how, return_tensors="pt").input_ids.to(args.device)
 
-    # Muon learns this as fast, but blows the weights up (singular values of 15 in the transformer
-    # blocks, their feed-forward parts dead): a LoRA has nothing to hold on to in such a base.
-    train("text-unet", network, loss_of, args, muon_rate=0.0)
-    save_pipeline(
-        args.work / "tokenizer",
-        vae=vae.half(),
-        text_encoder=network["text_encoder"].half(),
-        tokenizer=tokenizer,
-        unet=network["unet"].half(),
-        scheduler=scheduler,
-    )
+        latents, empty = Latents(vae, pictures, ids_of, args), ids_of([""])
+        predict = predictor(network, args.device)
+
+        def loss_of(step, progress):
+            for new in pictures.grow():
+                latents.add(*new)
+            generator = torch.Generator().manual_seed(step)
+            x0, ids, dropped = latents.batch(generator)
+            noise = torch.randn(x0.shape, generator=generator).to(args.device)
+            t = spread_timesteps(len(x0), 1000, generator).to(args.device)
+            drop = (torch.rand(len(x0), 1, generator=generator) < dropped).to(args.device)
+            if args.device == "cuda":  # what the last step's graph returned may be written over
+                torch.compiler.cudagraph_mark_step_begin()
+            tokens = torch.where(drop, empty, ids)
+            prediction = predict(scheduler.add_noise(x0, noise, t), t, tokens)
+            error = (prediction.float() - noise).pow(2).mean((1, 2, 3))
+            weight = snr[t].clamp(max=5) / snr[t]
+            terms = {"mse": error.mean()}
+            if len(latents.cuts) > 1:
+                terms["mse " + "x".join(map(str, x0.shape[2:]))] = error.mean()
+            return (error * weight).mean() / weight.mean(), terms
+
+        # Muon learns this as fast, but blows the weights up (singular values of 15 in the
+        # transformer blocks, their feed-forward parts dead): a LoRA has nothing to hold on to.
+        how = {"adamw_rate": 6e-4, "fall": 0.6, "decay": 0.9995} if args.start else {}
+        train(name_of_run("text-unet", args), network, loss_of, args, muon_rate=0.0, **how)
+    parts = {name: part.half() for name, part in (("vae", vae), *network.items())}
+    save_pipeline(vocabulary, tokenizer=tokenizer, scheduler=scheduler, **parts)
+
+
+def forget_origin(part: Path) -> None:
+    """diffusers and transformers note the folder that they opened a model from: nobody else's."""
+    config = part / "config.json"
+    config.write_text(re.sub(r'\n *"_name_or_path": .*', "", config.read_text()))
 
 
 def save_pipeline(vocabulary: Path, **parts) -> None:
@@ -545,8 +709,8 @@ def save_pipeline(vocabulary: Path, **parts) -> None:
     # pipeline of both kinds would not run.
     config = POCKET / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
-    config = POCKET / "vae" / "config.json"  # diffusers notes the folder that it opened it from
-    config.write_text(re.sub(r'\n *"_name_or_path": .*', "", config.read_text()))
+    for part in ("text_encoder", "unet", "vae"):
+        forget_origin(POCKET / part)
     for name in ("vocab.json", "merges.txt"):  # transformers before 5 reads these
         shutil.copy(vocabulary / name, POCKET / "tokenizer" / name)
 
@@ -708,6 +872,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="or: optimiser steps to train for")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--pictures", type=int, default=12_000, help="size of the training set")
+    parser.add_argument(
+        "--from", type=Path, metavar="FOLDER", dest="start", help="vae, text-unet: train it further"
+    )
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="vae, text-unet: more photos")
+    parser.add_argument(
+        "--cutouts", type=Path, metavar="FOLDER", help="vae, text-unet: objects (with alpha)"
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, help="vae, text-unet: one or two, in pixels (128; 128 256)"
+    )
     parser.add_argument("--styles", nargs="+", choices=HELD_OUT, help="loras: which (all)")
     parser.add_argument(
         "--work",
@@ -717,6 +891,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    args.sizes = sorted(args.sizes or ([128, 256] if args.start else [128]))
+    if len(args.sizes) > 2 or any(size < 64 or size % 64 for size in args.sizes):
+        parser.error("--sizes takes one or two multiples of 64")
+    torch.set_float32_matmul_precision("high")  # TF32, where a GPU has it
     run, batch_size, minutes = STAGES[args.stage]
     args.batch_size = args.batch_size or batch_size
     if not args.steps:

@@ -12,6 +12,9 @@ from torch import nn
 
 from data import pretrain
 from stylenb import load, losses, scores
+from stylenb.photos import to_tensor
+from stylenb.pocket import training_mix
+from stylenb.pocket.shapes import dead_leaves
 from stylenb.pocket.styles import KNOWN, STYLES
 
 STAGES = ("vae", "text-unet", "perceptual", "judge")
@@ -181,6 +184,168 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(loop, t
     assert saved["state"]["step"] == 3
     assert all(value.isfinite().all() for value in saved["network"].values())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["toy.ckpt"]
+
+
+# --- training further, at two sizes ---
+
+SHIPPED = pretrain.POCKET
+
+
+def further(stage, work, steps, *options):
+    few = ["--pictures", "6", "--batch-size", "2", "--sizes", "64", "128", "--device", "cpu"]
+    given = ["--steps", str(steps), "--work", str(work), *few, *map(str, options)]
+    pretrain.main([stage, "--from", str(SHIPPED), *given])
+
+
+def steady(step, progress, fall):
+    """A rate that does not depend on how long the run is to be."""
+    return 0.1
+
+
+@pytest.fixture(scope="module")
+def trained_further(tmp_path_factory):
+    """A folder with data/ and work/ as two steps of both stages from the shipped weights leave
+    them."""
+    folder = tmp_path_factory.mktemp("further")
+    (folder / "data").mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        keep_in(folder / "data", monkeypatch)
+        monkeypatch.setattr(pretrain, "share_of_rate", steady)
+        for stage in ("vae", "text-unet"):
+            further(stage, folder / "work", 2)
+    return folder
+
+
+def test_training_further_begins_with_the_weights_of_a_folder(trained_further):
+    before, after = load(SHIPPED, device="cpu"), load(trained_further / "data/pocket-sd", "cpu")
+    for part in ("vae", "text_encoder", "unet"):
+        old, new = (getattr(base, part).state_dict() for base in (before, after))
+        assert any(not torch.equal(old[key], new[key]) for key in new), part
+        assert all(torch.allclose(old[key], new[key], atol=0.01) for key in new), part
+    assert before.tokenizer.get_vocab() == after.tokenizer.get_vocab()
+    story = json.loads((trained_further / "data/training.json").read_text())
+    assert set(story) == {"vae-further", "text-unet-further"}
+    assert story["vae-further"]["command"] == "python data/pretrain.py vae --from FOLDER --steps 2"
+    for config in (trained_further / "data/pocket-sd").rglob("config.json"):
+        assert "_name_or_path" not in config.read_text()
+
+
+def weights_in(folder, *parts):
+    files = [f for part in parts for f in (folder / "data/pocket-sd" / part).glob("*.safetensors")]
+    return {(f.name, key): value for f in files for key, value in load_file(f).items()}
+
+
+def test_training_further_resumes_to_the_bit(trained_further, tmp_path, monkeypatch, capsys):
+    cut, whole = shutil.copytree(trained_further, tmp_path / "cut"), tmp_path / "whole"
+    (whole / "data").mkdir(parents=True)
+    monkeypatch.setattr(pretrain, "share_of_rate", steady)
+    ends = {}
+    for folder in (whole, cut):
+        keep_in(folder / "data", monkeypatch)
+        if folder == whole:
+            shutil.copytree(trained_further / "data/pocket-sd/vae", whole / "data/pocket-sd/vae")
+        further("text-unet", folder / "work", 3)  # on the latents of the same autoencoder
+        further("vae", folder / "work", 3)
+        ends[folder] = weights_in(folder, "vae", "unet", "text_encoder")
+    assert capsys.readouterr().out.count("further: resuming from step 2") == 2
+    assert all(torch.equal(ends[cut][key], value) for key, value in ends[whole].items())
+
+
+def test_folders_of_pictures_go_into_a_training(tmp_path, monkeypatch):
+    keep_in(tmp_path / "data", monkeypatch)
+    photos, cutouts = tmp_path / "photos", tmp_path / "cutouts"
+    for folder in (photos, cutouts):
+        folder.mkdir()
+        for i in range(3):
+            dead_leaves(i, 64).convert("RGBA").save(folder / f"{i}.png")
+    further("vae", tmp_path / "work", 1, "--photos", photos, "--cutouts", cutouts)
+    facts = [json.loads(f.read_text()) for f in (tmp_path / "work").glob("*.json")]
+    assert "objects" in {fact["kind"] for one in facts for fact in one}
+    told = json.loads((tmp_path / "data/training.json").read_text())["vae-further"]["command"]
+    assert "--photos FOLDER --cutouts FOLDER" in told and str(tmp_path) not in told
+
+
+def test_the_unet_sees_both_sizes_and_parts_of_the_larger_one():
+    cuts = pretrain.cuts_of([128, 256])
+    assert [cut[:3] for cut in cuts] == [
+        (16, 16, 128), (32, 32, 256), (24, 24, 256), (24, 32, 256), (32, 24, 256),
+    ]  # fmt: skip
+    assert sum(cut[3] for cut in cuts) == pytest.approx(1)
+    pictures = SimpleNamespace(
+        of={n: torch.zeros(3, n, n, 3, dtype=torch.uint8).numpy() for n in (128, 256)},
+        ready={128: 3, 256: 2},
+        facts={n: [{"caption": "a"}] * 3 for n in (128, 256)},
+    )
+    args = SimpleNamespace(sizes=[128, 256], device="cpu", batch_size=64)
+    latents = object.__new__(pretrain.Latents)  # without an autoencoder
+    latents.pictures, latents.args, latents.cuts = pictures, args, cuts
+    # every latent says where in the picture it lies, and which of the pictures it is of
+    latents.latents = {
+        n: torch.stack(torch.meshgrid(
+            torch.arange(2.0), torch.arange(3.0), torch.arange(n // 8.0),
+            torch.arange(n // 8.0), indexing="ij",
+        ), 2) for n in (128, 256)
+    }  # fmt: skip
+    latents.ids = {n: torch.arange(3)[:, None].expand(3, 77) for n in (128, 256)}
+    seen = {}
+    for step in range(60):
+        x, ids, dropped = latents.batch(torch.Generator().manual_seed(step))
+        n, _, height, width = x.shape
+        seen[height, width] = n
+        assert dropped == (0.18 if height == width and height in (16, 32) else 0.5)
+        assert torch.equal(x[:, 1, 0, 0], ids[:, 0].float())  # a picture with its own caption
+        assert ids.max() < (3 if height == 16 else 2)  # only pictures that are there
+        assert (x[:, 2].diff(dim=1) == 1).all() and (x[:, 3].diff(dim=2) == 1).all()
+    assert seen == {(16, 16): 64, (32, 32): 16, (24, 24): 28, (24, 32): 21, (32, 24): 21}
+
+
+@pytest.mark.parametrize("sizes", [["100"], ["64", "128", "256"], ["32"]])
+def test_sizes_that_do_not_fit_are_refused(sizes, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(["vae", "--sizes", *sizes])
+    assert "one or two multiples of 64" in capsys.readouterr().err
+
+
+# --- float16 ---
+
+
+def blown_up(vae, by=256.0):
+    """Its streams `by` times as large, which GroupNorm does not see."""
+    with torch.no_grad():
+        for name, p in vae.named_parameters():
+            layer, kind = name.rsplit(".", 1)
+            linear = kind == "bias" and layer.endswith(("conv_shortcut", "samplers.0.conv"))
+            if linear or layer.endswith(("conv_in", "conv2")):
+                p.mul_(by)
+
+
+def test_an_autoencoder_is_made_safe_for_float16(capsys):
+    vae = load(SHIPPED, device="cpu").vae.float()
+    x = to_tensor([training_mix.content(seed, "scene", 64)[0] for seed in range(2)])
+    with torch.no_grad():
+        latents = vae.encode(x).latent_dist.mean
+        wanted = vae.decode(latents).sample
+        blown_up(vae)
+        assert pretrain.stream_peak(vae.encoder, x) > 65_504
+        assert not vae.half().encode(x.half()).latent_dist.mean.isfinite().all()
+        vae = load(SHIPPED, device="cpu").vae.float()
+        blown_up(vae)
+        pretrain.make_float16_safe(vae, x)
+        assert "divided by" in capsys.readouterr().out
+        assert 700 < pretrain.stream_peak(vae.encoder, x) < 2_200
+        assert 700 < pretrain.stream_peak(vae.decoder, vae.post_quant_conv(latents)) < 2_200
+        assert (vae.decode(vae.encode(x).latent_dist.mean).sample - wanted).abs().max() < 0.01
+        half = vae.half()
+        moved = half.decode(half.encode(x.half()).latent_dist.mean).sample.float() - wanted
+        assert moved.abs().mean() < 0.01
+
+
+def test_a_rescale_that_would_move_pictures_is_refused(monkeypatch):
+    vae = load(SHIPPED, device="cpu").vae.float()
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    monkeypatch.setattr(pretrain, "STREAM_PEAK", 1e-3)  # GroupNorm's epsilon is felt
+    with pytest.raises(SystemExit, match="raise STREAM_PEAK"):
+        pretrain.make_float16_safe(vae, x)
 
 
 # --- the tokenizer ---
