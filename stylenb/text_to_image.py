@@ -63,9 +63,10 @@ def generate(
     seed = read("seed", seed, int)
     prompt = read("prompt", prompt, str)
     width, height = check_size(base.image_size if size is None else size)
-    multiple = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
-    if width % multiple or height % multiple:
-        raise StylenbError(f"Sides must be multiples of {multiple} pixels, not {width} x {height}.")
+    if width % base.multiple or height % base.multiple:
+        raise StylenbError(
+            f"Sides must be multiples of {base.multiple} pixels, not {width} x {height}."
+        )
     how = {"width": width, "height": height, "output_type": "latent"}  # in "pil" NaN is black
     how["num_inference_steps"] = steps or SOLVER_STEPS["ddim"]
     how["guidance_scale"] = guidance or base.default_guidance_scale

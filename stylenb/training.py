@@ -95,7 +95,8 @@ def train_style(
 ) -> History:
     """Teach the base a style from a few pictures; the LoRA `name` is left active in `base.unet`.
 
-    style_pictures: PIL pictures of the base's size, 4 or more. The noise L2 is taken on them alone.
+    style_pictures: PIL pictures of one size, 4 or more: of the base's, or larger, for a LoRA that
+        draws larger pictures as well. The noise L2 is taken on them alone.
     content_pictures: pictures of anything, that LPIPS and the style loss teach the LoRA to redraw;
         None takes the style pictures for both.
     settings: None is Settings.for_base(base). run: folder, minutes, validation, ..., see loop.Run.
@@ -148,28 +149,45 @@ def train_style(
 
 def style_losses(base: Base, settings: Settings, style: Sequence, content: Sequence) -> Losses:
     """What gives the terms of the loss of a batch: "noise", and "lpips" and "style" where pictures
-    are looked at."""
+    are looked at.
+
+    Of pictures larger than the base's, crops of its size and whole pictures are taken in turn. On
+    crops alone a LoRA learns the marks near the edges of a picture, and leaves them out of the
+    middle of a larger one.
+    """
     # 1. Encode: every picture once, not once a step.
     style_images, style_latents = encode(base, style, settings.flip)
     if settings.looks_at_pictures:
         content_images, content_latents = encode(base, content, settings.flip)
         looks = PictureLosses(style_images, settings.features, base.device)
+    side, (height, width) = base.image_size // base.factor, style_latents.shape[2:]
+    larger = min(height, width) > side
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
         random = generator_at(settings.seed, batch)
         step, size = batch // settings.gradient_accumulation_steps, settings.batch_size
+        whole = larger and batch % 2 == 1
+        if whole:  # as many as take as long
+            size = max(1, size * side**2 // (height * width))
         chosen = order_at(settings.seed, len(style_latents), batch * size, size)
         latents, t = style_latents[chosen], spread_timesteps(size, settings.timesteps, random)
         pictures = (
             settings.looks_at_pictures
+            and not whole
             and step % settings.picture_every == 0
             and step >= settings.picture_from * settings.steps
         )
         if pictures:
             extra = settings.picture_batch
             kept = order_at(settings.seed + 1, len(content_latents), batch * extra, extra)
-            latents = torch.cat([latents, content_latents[kept]])
+            wanted, latents = content_images[kept], torch.cat([latents, content_latents[kept]])
             t = torch.cat([t, spread_timesteps(extra, settings.picture_timesteps, random)])
+        if larger and not whole:
+            room = torch.tensor([height - side + 1, width - side + 1])
+            corners = (torch.rand(len(latents), 2, generator=random) * room).long()
+            latents = crops(latents, corners, side)
+            if pictures:
+                wanted = crops(wanted, corners[size:] * base.factor, base.image_size)
         latents, t = latents.to(base.device), t.to(base.device)
 
         # 2. Add noise by the schedule.
@@ -186,12 +204,18 @@ def style_losses(base: Base, settings: Settings, style: Sequence, content: Seque
             t = t[size:]
             x0 = estimate_x0(base.scheduler, noisy[size:], prediction[size:], t)
             images = base.decode_quickly(x0)
-            lpips, distance = looks(images, content_images[kept].to(base.device))
+            lpips, distance = looks(images, wanted.to(base.device))
             trust = compute_snr(base.scheduler, t).clamp(max=1)  # of the estimate
             terms["lpips"], terms["style"] = (lpips * trust).mean(), (distance * trust).mean()
         return terms
 
     return losses_of
+
+
+def crops(tensor: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
+    """Of each of (N, C, H, W) a square (N, C, side, side) from its corner (N, 2): top, left."""
+    places = zip(tensor, corners.tolist(), strict=True)
+    return torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in places])
 
 
 # ------------------------------------------------------------------- what all trainers share
