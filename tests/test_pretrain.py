@@ -300,9 +300,10 @@ def test_the_unet_sees_both_sizes_and_parts_of_the_larger_one():
 
 
 @pytest.mark.parametrize("sizes", [["100"], ["64", "128", "256"], ["32"]])
-def test_sizes_that_do_not_fit_are_refused(sizes, capsys):
+def test_sizes_that_do_not_fit_are_refused(sizes, tmp_path, capsys):
+    few = ["--steps", "1", "--pictures", "2", "--work", str(tmp_path)]
     with pytest.raises(SystemExit):
-        pretrain.main(["vae", "--sizes", *sizes])
+        pretrain.main(["vae", *few, "--sizes", *sizes])
     assert "one or two multiples of 64" in capsys.readouterr().err
 
 
