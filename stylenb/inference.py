@@ -65,11 +65,9 @@ def denoise(
         in it, so much more of the photo is kept, at twice the calls of the UNet.
     noisy: the noisy latents to start from, of that strength, where they are known already;
         attention: what `invert` kept on the way to them.
-    injection: in this share of the steps, from the first on, the UNet looks from place to place as
-        it did on the way up, so that the parts of the photo stay where they are: 0 leaves it free.
-        Queries and keys of the self-attention are those of the inversion (Tumanyan et al. 2023,
-        https://arxiv.org/abs/2211.12572; Chung et al. 2024, https://arxiv.org/abs/2312.09008).
-        Other solvers have none to keep to.
+    injection: in this share of the steps, from the first on, self-attention has the queries and
+        keys of the inversion, so that the parts of the photo stay where they are; 0 leaves it free.
+        (https://arxiv.org/abs/2211.12572 and 2312.09008; other solvers have none to inject.)
     """
     strength, steps, solver = _defaults(base, strength, num_inference_steps, solver)
     count = _steps_run(steps, strength)
@@ -231,7 +229,7 @@ def redraw(
     for shape, group in groups.items():
         at_once = batch_size_for(shape[2] * shape[3], batch_size)
         for part in (group[first : first + at_once] for first in range(0, len(group), at_once)):
-            latents = base.encode(torch.cat([images[i] for i in part]))
+            latents = base.encode(torch.cat([images[i] for i in part])).float()
             own = [seeds[i] for i in part]
             how = {"solver": solver, "injection": injection}
             latents = denoise(base, latents, strength, num_inference_steps, own, **how)

@@ -151,23 +151,19 @@ def load_judge() -> tuple[torch.nn.Module, list[str]]:
 
 
 def _as_judged(images: torch.Tensor) -> torch.Tensor:
-    """Pictures with marks as large as the judge has learned them: at their own size, but for those
-    of Stable Diffusion's, for which the style's pictures of 128 px were enlarged."""
+    """Marks as large as the judge knows them: pictures at their own size, but for those of Stable
+    Diffusion's, for which the style's pictures of 128 px were enlarged."""
     shorter = min(images.shape[-2:])
     if shorter < 512:
         return images
-    scale = 128 / shorter
-    how = {"mode": "bilinear", "antialias": True, "recompute_scale_factor": True}
-    return torch.nn.functional.interpolate(images, scale_factor=scale, **how)
+    size = [side * 128 // shorter for side in images.shape[-2:]]
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
 def style_probabilities(pictures) -> torch.Tensor:
-    """What the judge makes of pictures, all of one size: (N, styles), rows that sum to 1.
-
-    It has learned crops of 128 x 128 and averages over places, so it takes pictures as they are, in
-    any size; from 512 px up they are shrunk to 128.
-    """
+    """What the judge makes of pictures, all of one size: (N, styles), rows that sum to 1. It has
+    learned pictures of 128 px and averages over places, so it takes any size; see `_as_judged`."""
     found = [load_judge()[0](_as_judged(p)) for p in to_tensor(pictures).split(BATCH)]
     return torch.cat(found).softmax(1)
 
@@ -232,7 +228,7 @@ def pixel_distance(pictures, truth) -> torch.Tensor:
     1 - SSIM of the three channels of CIE Lab (so that colours count), averaged over the pictures
     and their copies at a half and a quarter of the size (Wang et al. 2003, multi-scale SSIM,
     https://doi.org/10.1109/ACSSC.2003.1292216, multiply the scales). Mild on blur, harsh on a
-    pattern that lies a few pixels off; a right palette alone gains little.
+    pattern that lies a few pixels off.
     """
     compare = partial(skimage.metrics.structural_similarity, channel_axis=-1, data_range=1.0)
     return 1 - _each(lambda x, y: np.mean([*map(compare, x, y)]), _pyramid, pictures, truth)
@@ -281,9 +277,7 @@ def prior_drift(before: NoisePredictions, after: NoisePredictions) -> torch.Tens
     """How far a model has moved, one number for each of N pictures: (N,).
 
     The mean squared difference of its noise predictions after and before, over the mean squared
-    error that it made before: 0 is the same model; at 1 it has moved as far as it was wrong. Blind
-    to whether that is for the better.
-
+    error that it made before: 0 is the same model. Blind to whether it moved for the better.
     Raises StylenbError unless both are of the same pictures, timesteps and seed.
     """
     if before.noise.shape != after.noise.shape or not torch.equal(before.noise, after.noise):

@@ -74,7 +74,8 @@ def example(seed):
 
 
 def styled(seed, name):
-    return in_bytes(apply_style(name, draw_scene(seed, 256 if seed == 2 else 128).picture, seed))
+    unit = 2 if seed == 2 else 1
+    return in_bytes(apply_style(name, draw_scene(seed, 128 * unit).picture, seed, unit))
 
 
 BLOCKS = {

@@ -66,7 +66,8 @@ for name, file in stylenb.available_styles().items():
     print(f"{name:15s} {file.stat().st_size / 1000:6.0f} kB")
 
 # %%
-photo = stylenb.sample_photo("chelsea", base.image_size)
+size = base.default_size  # pixels
+photo = stylenb.sample_photo("chelsea", size)
 style = "ink"  # or another of them
 picture = stylenb.stylize(photo, style, base=base)
 
@@ -87,7 +88,7 @@ show.sheet(
 # %%
 from stylenb.pocket.scenes import draw_scene
 
-scene = draw_scene(7, base.image_size).picture
+scene = draw_scene(7, size).picture
 rows = []
 for original in (photo, scene):
     rows += [original, *(stylenb.stylize(original, name, base=base) for name in styles)]
@@ -168,15 +169,15 @@ show.interactive(
 # %% [markdown]
 # ### Your own photo
 # Put the path of a picture between the quotes and run the cell again. Any size and format will do;
-# it is cropped to a square.
+# it is drawn whole, in its own shape.
 
 # %%
 my_photo = ""
 
 if my_photo:
-    mine = stylenb.open_photo(my_photo, size=base.image_size)
+    mine = stylenb.open_photo(my_photo, size=size, fit="whole")
 else:
-    mine = stylenb.sample_photo("coffee", base.image_size)
+    mine = stylenb.sample_photo("coffee", size)
 show.sheet(
     [mine, *(stylenb.stylize(mine, name, base=base) for name in styles)],
     ["photo", *styles],
@@ -192,9 +193,11 @@ show.sheet(
 # 1. **Encode.** The autoencoder turns the photo into a small grid of numbers, the latents (lesson
 #    01).
 # 2. **Noise** takes the place of the latents, as far as the strength says. Not any noise: the noise
-#    from which the model would draw this very photo (lesson 02).
+#    from which the model would draw this very photo (lesson 02). On the way, the UNet's attention
+#    notes which parts of the photo belong together.
 # 3. **Denoise.** Step by step, the UNet takes noise away again. It guesses what is under the
-#    noise, and with the LoRA it guesses in the style (lessons 02 to 04).
+#    noise, and with the LoRA it guesses in the style (lessons 02 to 04). It looks from place to
+#    place as it has noted on the way up, so that eyes stay eyes (lesson 06).
 # 4. **Decode.** The autoencoder turns the latents back into a picture.
 #
 # The same by hand, with a look at every stage:
@@ -213,10 +216,12 @@ with torch.no_grad():
     images = to_tensor(photo)
     latents = base.encode(images)  # 1. encode
 
-    noisy = invert(base, latents, strength)  # 2. noise
+    attention = []  # what belongs together, noted step by step
+    noisy = invert(base, latents, strength, attention=attention)  # 2. noise
 
     set_scale(base, load_lora(base, style), 1.0)
-    denoised = denoise(base, latents, strength, solver="inversion", noisy=noisy)  # 3. denoise
+    how = {"solver": "inversion", "noisy": noisy, "attention": attention}
+    denoised = denoise(base, latents, strength, **how)  # 3. denoise
     set_scale(base, None)
 
     stages = [images, base.decode(noisy), base.decode(denoised)]  # 4. decode

@@ -718,8 +718,9 @@ latents = base.encode(to_tensor(pictures)).float()
 
 def redraw(one_base, strength=base.default_strength):
     """Our two pictures, turned into noise by the bare base and drawn again by one_base."""
-    noisy = invert(base, latents, strength)  # lesson 02, section 9
-    denoised = denoise(one_base, latents, strength, solver="inversion", noisy=noisy)
+    how = {"strength": strength, "attention": []}  # lesson 06, section 1, says what it holds
+    noisy = invert(base, latents, **how)  # lesson 02, section 9
+    denoised = denoise(one_base, latents, solver="inversion", noisy=noisy, **how)
     return to_pictures(base.decode(denoised))
 
 

@@ -1210,7 +1210,7 @@ for file in sorted((folder / "watched").iterdir()):
 remove_lora(base, style)
 saved = folder / "watched" / f"{style}.safetensors"
 new = draw_scene(21, size).picture
-picture = stylenb.stylize(new, saved, base=base)  # loads the file into the base
+picture = stylenb.stylize(new, saved, size=size, base=base)  # loads the file into the base
 show.sheet(
     [new, picture, apply_style(style, new)],
     ["a new scene", "with the file", "the truth"],

@@ -1115,7 +1115,7 @@ def redrawn_at(strength):
     found["LoRA, prompt"] = redraw(base.with_prompt(prompt), watched, **how)
     remove_lora(base, "LoRA")
     name = load_lora(base, ready)
-    found["LoRA of the course"] = stylize(watched, ready, base=base, **how)
+    found["LoRA of the course"] = stylize(watched, ready, size=size, base=base, **how)
     remove_lora(base, name)
     return found
 

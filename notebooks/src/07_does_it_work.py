@@ -88,17 +88,19 @@ def decode(latents):
 
 
 latents = encode(scenes)
-starts = {}  # what every method begins with: strength -> noisy latents
+starts = {}  # what every method begins with: strength -> noisy latents and attention of a few
 
 
 def redraw(strength=base.default_strength, by=base):
     """The scenes, drawn from `strength` on by a base as it is now."""
+    parts, drawn = torch.arange(count).split(4), []
     if by.default_solver == "inversion" and strength not in starts:
-        starts[strength] = invert(base, latents, strength)  # lesson 02, section 9
-    start, drawn = starts.get(strength), []
-    for part in torch.arange(count).split(4):
-        noisy = None if start is None else start[part]
-        drawn.append(denoise(by, latents[part], strength, seed=part.tolist(), noisy=noisy))
+        found = [{"attention": []} for _ in parts]
+        for part, one in zip(parts, found):
+            one["noisy"] = invert(base, latents[part], strength, **one)  # lesson 02, section 9
+        starts[strength] = found
+    for part, start in zip(parts, starts.get(strength) or [{}] * len(parts)):
+        drawn.append(denoise(by, latents[part], strength, seed=part.tolist(), **start))
     return decode(torch.cat(drawn))
 
 

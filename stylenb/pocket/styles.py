@@ -22,7 +22,6 @@ from PIL import Image
 from skimage.segmentation import slic
 
 from stylenb.errors import StylenbError
-from stylenb.limits import Count, read
 from stylenb.pocket import filters as f
 from stylenb.pocket.canvas import to_image
 from stylenb.pocket.palettes import rgb
@@ -357,5 +356,6 @@ def apply_style(name: str, picture: Image.Image, seed: int = 0, unit: int = 1) -
     if name not in STYLES:
         raise StylenbError(f"There is no style {name!r}: choose one of {', '.join(STYLES)}.")
     array = np.asarray(picture.convert("RGB"), np.float32) / 255
-    unit = read("unit", unit, Count)
+    if not isinstance(unit, int) or unit < 1:
+        raise StylenbError(f"unit is a whole number of pixels from 1 up, not {unit!r}.")
     return to_image(STYLES[name](array, unit, np.random.default_rng(seed)))
