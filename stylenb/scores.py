@@ -162,8 +162,7 @@ def _as_judged(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def style_probabilities(pictures) -> torch.Tensor:
-    """What the judge makes of pictures, all of one size: (N, styles), rows that sum to 1. It has
-    learned pictures of 128 px and averages over places, so it takes any size; see `_as_judged`."""
+    """What the judge makes of pictures of one size, any: (N, styles), rows that sum to 1."""
     found = [load_judge()[0](_as_judged(p)) for p in to_tensor(pictures).split(BATCH)]
     return torch.cat(found).softmax(1)
 
