@@ -305,7 +305,7 @@ def bench_inference(
         return pipe("", photo, generator=torch.Generator().manual_seed(0), **how, **guidance)
 
     calls: dict[str, Callable] = {
-        "stylize": lambda: stylize(photo, file, base=own, solver="ddim"),
+        "stylize": lambda: stylize(photo, file, base=own, solver="ddim", size=own.image_size),
         "diffusers, default guidance": diffusers,
         "diffusers, guidance 1": lambda: diffusers(guidance_scale=1.0),
     }

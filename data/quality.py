@@ -94,7 +94,8 @@ def prompted_samples(count: int, guidance: float = GUIDANCE, batch: int = 25):
 def lora_accuracy(base: Base, count: int) -> dict[str, tuple[float, float]]:
     """For every shipped LoRA: the share of `count` stylised test scenes judged to be its style, and
     that of the true renderings after the autoencoder, which no LoRA can be expected to pass."""
-    scenes, vae = unseen_scenes(count), load_vae()
+    size, vae = base.default_size, load_vae()
+    scenes = unseen_scenes(count, size)
 
     def share(style: str, pictures: list) -> float:
         return float(np.mean([guess == style for guess in judge(pictures)]))
@@ -102,7 +103,7 @@ def lora_accuracy(base: Base, count: int) -> dict[str, tuple[float, float]]:
     return {
         style: (
             share(style, stylize(scenes, style, seed=range(count), base=base)),
-            share(style, reconstruct(vae, styled_scenes(style, count))),
+            share(style, reconstruct(vae, renderings(style, scenes))),
         )
         for style in available_styles()
     }
@@ -110,9 +111,9 @@ def lora_accuracy(base: Base, count: int) -> dict[str, tuple[float, float]]:
 
 def stylised_sheet(base: Base) -> Image.Image:
     """Two photographs, two test scenes and a close-up, and each of them in every shipped style."""
-    inputs = [sample_photo(name, base.image_size) for name in ("coffee", "astronaut", "chelsea")]
-    inputs[2:2] = [draw_scene(TEST_SEEDS + i).picture for i in (2, 4)]
-    styles = available_styles()
+    size, styles = base.default_size, available_styles()
+    inputs = [sample_photo(name, size) for name in ("coffee", "astronaut", "chelsea")]
+    inputs[2:2] = [draw_scene(TEST_SEEDS + i, size).picture for i in (2, 4)]
     rows = [[photo, *(stylize(photo, style, base=base) for style in styles)] for photo in inputs]
     return make_image_grid(sum(rows, []), rows=len(inputs), cols=1 + len(styles))
 
@@ -225,8 +226,8 @@ def record_sheets(samples: list | None) -> None:
         sheets["samples"] = make_image_grid(samples[:56], rows=8, cols=7)
         sheets["stylised"] = stylised_sheet(load("pocket"))
     for name, sheet in sheets.items():
-        with replacing(DATA / f"{name}.png") as temporary:
-            sheet.save(temporary, optimize=True)
+        with replacing(DATA / f"{name}.jpg") as temporary:
+            sheet.save(temporary, quality=90)
 
 
 def record_sums() -> None:

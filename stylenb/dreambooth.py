@@ -2,8 +2,7 @@
 
 The instance pictures are captioned with a token that no caption of the base used ("a sks style
 painting"). Half of every batch may be pictures of the class ("a painting") that the base drew
-before: the prior-preservation loss on them holds what the base knew. Which weights are trained is
-a choice, from the whole UNet down to a LoRA.
+before: the prior-preservation loss on them holds what the base knew. Any weights can be trained.
 """
 
 from __future__ import annotations

@@ -143,15 +143,39 @@ def test_dpm_starts_at_the_very_level_and_ends_near_0(base, strength, steps):
 
 def test_inversion_and_back_is_where_it_began(base):
     calls, steps = spy(base), 100
-    noisy = invert(base, NOISY, 0.6, steps)
+    noisy = invert(base, NOISY, 0.6, steps, attention := [])
     up = timesteps(calls)
     assert len(up) == 60 and up == sorted(up) and 580 < up[-1] < 600
     back = denoise(base, NOISY, 0.6, steps, solver="inversion")
     assert timesteps(calls[60:]) == up + up[::-1]
     assert (noisy - NOISY).norm() > 0.5 * NOISY.norm()
     assert (back - NOISY).norm() < 0.02 * NOISY.norm()
-    known = denoise(base, torch.zeros_like(NOISY), 0.6, steps, solver="inversion", noisy=noisy)
+    how = {"solver": "inversion", "noisy": noisy, "attention": attention}
+    known = denoise(base, torch.zeros_like(NOISY), 0.6, steps, **how)
     assert torch.equal(known, back) and len(calls) == 240  # not once more upwards
+
+
+def test_the_photo_is_held_by_its_own_attention(base, style):
+    """Queries and keys of the way up, step by step, stand in for those of the way down."""
+    asked = [
+        module
+        for name, module in base.unet.named_modules()
+        if name.startswith("up_blocks") and name.endswith(("attn1.to_q", "attn1.to_k"))
+    ]
+    noisy, how = invert(base, NOISY, 1.0, 4, kept := []), {"solver": "inversion"}
+    assert len(kept) == 4 and all(len(step) == len(asked) > 0 for step in kept)
+    with stylenb.lora.switched(base, load_lora(base, style), 3.0):
+        found = {s: denoise(base, NOISY, 1.0, 4, injection=s, **how) for s in (0.0, 0.5, 1.0)}
+        free = denoise(base, NOISY, 1.0, 4, noisy=noisy, **how)
+        assert torch.equal(found[0.0], free)
+        assert not torch.equal(found[0.5], free) and not torch.equal(found[1.0], found[0.5])
+        zeros = [dict.fromkeys(step, 0 * next(iter(step.values()))) for step in kept]
+        half = zeros[:2] + kept[2:]  # of the way up: its last steps are the first of the way down
+        how |= {"noisy": noisy, "injection": 0.5}
+        assert torch.equal(denoise(base, NOISY, 1.0, 4, attention=half, **how), found[0.5])
+    assert not any(module._forward_hooks for module in base.unet.modules())
+    with pytest.raises(StylenbError, match="injection is a number from 0 to 1"):
+        stylize(BROWN, base=base, injection=1.5)
 
 
 def test_inversion_finds_the_noise_of_a_case_with_a_known_answer(base):
@@ -342,7 +366,7 @@ def test_lightness_is_the_pictures_and_colour_the_photos(photo):
 
 @pytest.mark.parametrize(
     "full, strength, steps, solver, calls_of_one",
-    [(False, 0.8, 20, "inversion", 32), (True, 0.6, 30, "ddim", 18)],
+    [(False, 0.8, 11, "inversion", 18), (True, 0.6, 30, "ddim", 18)],
 )
 def test_defaults_are_the_bases(
     base, photo, monkeypatch, full, strength, steps, solver, calls_of_one

@@ -181,11 +181,14 @@ def test_the_judge_names_a_style_for_every_picture(photos):
 
 
 def test_the_judge_sees_any_size():
-    scene = draw_scene(0).picture
-    styles = ["charcoal", "blueprint", "stained_glass", "poster"]
-    pictures = [apply_style(style, scene, 0) for style in styles]
-    assert judge(pictures) == styles
-    assert judge([p.resize((256, 256), Image.Resampling.BICUBIC) for p in pictures]) == styles
+    """With marks of one size; in pictures of Stable Diffusion's size, four times as large."""
+    styles = ["charcoal", "blueprint", "neon", "pointillism"]
+    for size in (128, 256):
+        scene = draw_scene(0, size).picture
+        pictures = [apply_style(style, scene, 0) for style in styles]
+        assert judge(pictures) == styles
+    large = [apply_style(style, draw_scene(0, 512).picture, 0, unit=4) for style in styles]
+    assert judge(large) == styles
 
 
 def test_the_probability_of_one_style(scenes):
@@ -245,7 +248,7 @@ def test_the_truth_distance_looks_through_the_judge_alone(scenes, monkeypatch):
     monkeypatch.setattr(scores, "load_features", refuse)
     monkeypatch.setattr(scores, "PictureLosses", refuse)
     scores.truth_distance(scenes[:1], scenes[1:2])
-    large = [p.resize((256, 256), Image.Resampling.BICUBIC) for p in scenes[:2]]
+    large = [p.resize((512, 512), Image.Resampling.BICUBIC) for p in scenes[:2]]
     same = scores.truth_distance(large[:1], large[1:])
     assert torch.allclose(same, scores.truth_distance(scenes[:1], scenes[1:2]), rtol=0.15)
 

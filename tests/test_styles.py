@@ -100,6 +100,19 @@ def test_the_scene_is_still_readable(name, size):
         assert correlation(*soft) > 0.7
 
 
+def test_marks_have_one_size_unless_told(name="cross_stitch"):
+    """A lattice of 8 px repeats every 8 px in a picture of any size, or `unit` times that."""
+    for size, unit in ((128, 1), (256, 1), (256, 2)):
+        flat = Image.new("RGB", (size, size), "brown")
+        array = np.asarray(apply_style(name, flat, 0, unit), float)[..., 0]
+        period = 8 * unit
+        assert np.abs(array[period:] - array[:-period]).mean() < 1
+        assert np.abs(array[period // 2 :] - array[: -period // 2]).mean() > 3
+    for wrong in (0, 1.5, "2"):
+        with pytest.raises(StylenbError, match="unit is a whole number"):
+            apply_style(name, photograph(), 0, wrong)
+
+
 def test_unknown_name_is_one_sentence_with_the_choices():
     with pytest.raises(StylenbError) as error:
         apply_style("cubism", photograph(), 0)

@@ -517,3 +517,28 @@ def test_a_bad_call_is_one_sentence_and_leaves_the_base(case, base):
     with pytest.raises(StylenbError, match=message):
         call(base)
     assert adapters(base) == []
+
+
+def test_of_larger_pictures_crops_and_whole_ones_are_taken_in_turn(tiny, monkeypatch):
+    """A crop's picture and latents are of one place, and a batch of whole ones has fewer."""
+    base, seen, looked = fresh(tiny), [], []
+    predict_noise = type(base).predict_noise
+
+    def watched(self, latents, *given):
+        seen.append(tuple(latents.shape))
+        return predict_noise(self, latents, *given)
+
+    monkeypatch.setattr(type(base), "predict_noise", watched)
+    crops = training.crops
+    monkeypatch.setattr(training, "crops", lambda *a: looked.append(a[1:]) or crops(*a))
+    pictures = [picture.resize((128, 96)) for picture in stripes()]
+    train(base, replace(SETTINGS, batch_size=8), pictures)
+    assert seen[:4] == [(9, 4, 8, 8), (2, 4, 12, 16)] * 2
+    latents, images = looked[:2]
+    assert latents[1] == 8 and images[1] == 64
+    assert torch.equal(latents[0][8:] * 8, images[0])
+    corners = torch.cat([corners for corners, side in looked if side == 8])
+    assert corners.amin(0).tolist() == [0, 0] and corners.amax(0).tolist() == [4, 8]
+    square = torch.arange(2 * 3 * 12 * 16).view(2, 3, 12, 16)
+    found = crops(square, torch.tensor([[0, 8], [4, 1]]), 8)
+    assert torch.equal(found[1], square[1, :, 4:12, 1:9])

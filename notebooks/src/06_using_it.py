@@ -1319,7 +1319,7 @@ def command(*arguments):
     say(f"exit {result.returncode}: {said.rsplit(' (', 1)[0] if result.stdout else said}")
 
 
-options = ("--style", style, "--base", base.name, "--steps", steps)
+options = ("--style", style, "--base", base.name, "--steps", steps, "--size", size, "--fit", "crop")
 command(folder / "coffee.png", *options, "--output", work / "out.png")
 command(folder / "half.jpg", *options, "--output", work / "out.png")
 
