@@ -77,7 +77,7 @@ show.sheet(
     [photo, picture],
     ["photo", style],
     title="A photograph and what became of it",
-    width=2.2,
+    width=3.5,
     alt=f"A cat's face, and the same cat in the style {style}.",
 )
 
@@ -95,7 +95,8 @@ for original in (photo, scene):
 show.sheet(
     rows,
     ["original", *styles],
-    columns=len(styles) + 1,
+    columns=4,
+    width=3.5,
     title="Every shipped style",
     alt=f"A cat and a landscape, each as the original and in the styles {', '.join(styles)}.",
 )
@@ -115,7 +116,7 @@ show.sheet(
     [stylenb.stylize(photo, style, strength=s, base=base) for s in strengths],
     [f"strength {s}" for s in strengths],
     columns=5,
-    width=1.4,
+    width=2.8,
     title=f"{style}, from little strength to all of it",
     alt="Five pictures of growing strength: at first the cat with a touch of style, at last more "
     "style than cat.",
@@ -134,7 +135,7 @@ show.sheet(
     [stylenb.stylize(photo, style, scale=s, base=base) for s in scales],
     [f"scale {s}" for s in scales],
     columns=5,
-    width=1.4,
+    width=2.8,
     title=f"{style}, from silent to far too loud",
     alt="Five pictures of growing LoRA scale: without style, with more and more of it, and finally "
     "overdone.",
@@ -182,7 +183,7 @@ show.sheet(
     [mine, *(stylenb.stylize(mine, name, base=base) for name in styles)],
     ["photo", *styles],
     columns=4,
-    width=1.4,
+    width=3.5,
     title="Another photograph",
     alt=f"A photograph and its versions in {', '.join(styles)}.",
 )
