@@ -959,9 +959,8 @@ figure = show.figure(
     5.5,
     2.8,
     "How far the predicted noise moves with the scale",
-    alt="The distance falls from scale -1 to zero at scale 0 and grows to the right, "
-    f"{distances[0]:.2f} at -1, 1 at 1 and {distances[-1]:.2f} at 2, beside a dashed V of "
-    "straight lines.",
+    alt=f"The distance is {distances[0]:.2f} at scale -1, 0 at 0, {distances[6]:.2f} at a half, 1 "
+    f"at 1 and {distances[-1]:.2f} at 2, beside a dashed V of straight lines.",
 )
 axes = figure.subplots()
 axes.plot(grid, distances, color="#4f7cac", marker="o", markersize=3, label="measured")
@@ -972,9 +971,10 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# **What it means.** At 0 and 1 the curve meets the dashed line because of how we measure. Between
-# and beyond it does so only roughly: what lies between these layers bends it. And above the α of
-# its training a LoRA is where training has never been, which these are at scale 1 already. How far
+# **What it means.** At 0 and 1 the curve meets the dashed line because of how we measure. Elsewhere
+# it need not: what lies between these layers bends it, so that half the scale is not half the
+# effect and may even be more than all of it. And above the α of its training a LoRA is where
+# training has never been, which these are at scale 1 already. How far
 # a style stays good differs from one to the next; look at yours. A negative scale is not the
 # opposite of a style. It moves the weights the other way, and what pictures that makes, nobody has
 # trained.
