@@ -129,7 +129,7 @@ def invert(
         )
     with switched(base, None), base.with_originals():
         for t in _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)]):
-            kept: dict[str, torch.Tensor] = {}
+            kept = None if attention is None else {}
             with _looking(base, kept_in=kept):
                 noise = base.predict_noise(latents, t, base.empty)
             latents = scheduler.step(noise, t, latents).prev_sample
@@ -148,9 +148,10 @@ def _looking(base: Base, as_in: dict | None = None, kept_in: dict | None = None)
             kept_in[name] = found
         return as_in[name] if as_in else found
 
+    asked = base.unet.named_modules() if as_in or kept_in is not None else ()
     hooks = [
         layer.register_forward_hook(partial(see, name))
-        for name, layer in base.unet.named_modules()
+        for name, layer in asked
         if name.startswith("up_blocks") and name.endswith(("attn1.to_q", "attn1.to_k"))
     ]
     try:
