@@ -50,26 +50,26 @@ def reconstruct(vae: AutoencoderKL, pictures: list) -> list:
     ]
 
 
-def styled_scenes(style: str, count: int) -> list:
+def styled_scenes(style: str, count: int, size: int = SIZE) -> list:
     """Test scenes in their true style."""
-    return renderings(style, unseen_scenes(count))
+    return renderings(style, unseen_scenes(count, size))
 
 
-def reconstruction_psnr(vae: AutoencoderKL, count: int) -> dict[str, float]:
+def reconstruction_psnr(vae: AutoencoderKL, count: int, size: int) -> dict[str, float]:
     """PSNR in dB of every style over `count` test scenes."""
-    true = {style: styled_scenes(style, count) for style in STYLES}
+    true = {style: styled_scenes(style, count, size) for style in STYLES}
     return {style: psnr(reconstruct(vae, pictures), pictures) for style, pictures in true.items()}
 
 
 def photo_psnr(vae: AutoencoderKL, photos: list) -> list[float]:
-    """PSNR in dB of each photograph at the base's size."""
+    """PSNR in dB of each photograph."""
     return [psnr(*pair) for pair in zip(reconstruct(vae, photos), photos, strict=True)]
 
 
-def judge_accuracy(count: int) -> float:
-    """Share of true renderings, `count` a style, that the judge names rightly."""
-    right = [guess == style for style in STYLES for guess in judge(styled_scenes(style, count))]
-    return float(np.mean(right))
+def judge_accuracy(count: int, size: int) -> dict[str, float]:
+    """Share of the true renderings of a style that the judge names rightly."""
+    named = {style: judge(styled_scenes(style, count, size)) for style in STYLES}
+    return {style: names.count(style) / count for style, names in named.items()}
 
 
 def prompted_samples(count: int, guidance: float = GUIDANCE, batch: int = 25):
@@ -85,9 +85,8 @@ def prompted_samples(count: int, guidance: float = GUIDANCE, batch: int = 25):
     for i in range(0, count, batch):
         part = prompts[i : i + batch]
         seeds = [torch.Generator().manual_seed(i + j) for j in range(len(part))]
-        pictures += pipe(
-            part, num_inference_steps=STEPS, guidance_scale=guidance, generator=seeds
-        ).images
+        how = {"num_inference_steps": STEPS, "guidance_scale": guidance, "generator": seeds}
+        pictures += to_pictures(2 * pipe(part, output_type="pt", **how).images - 1)
     return pictures, styles
 
 
@@ -122,34 +121,36 @@ def by_name(scores: dict[str, float], form: str) -> str:
     return ", ".join(f"{name} {value:{form}}" for name, value in scores.items()) + "."
 
 
-def autoencoder_rows(unseen: Path | None, count: int = 48) -> tuple[list[list], list[str]]:
+def autoencoder_rows(unseen: Path | None, size: int, count: int) -> tuple[list[list], list[str]]:
     """Table rows and notes on the autoencoder; `unseen` is a folder of photographs of one's own."""
-    vae = load_vae()
-    styles = reconstruction_psnr(vae, count)
+    vae, of = load_vae(), f"autoencoder at {size} px, "
+    styles = reconstruction_psnr(vae, count, size)
     worst = min(styles, key=styles.get)
-    found = photo_psnr(vae, [sample_photo(name, SIZE) for name in SAMPLE_PHOTOS])
+    found = photo_psnr(vae, [sample_photo(name, size) for name in SAMPLE_PHOTOS])
     photos = dict(zip(SAMPLE_PHOTOS, found, strict=True))
     mean, mean_photo = np.mean(list(styles.values())), np.mean(list(photos.values()))
     rows = [
-        ["autoencoder, photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"],
-        ["autoencoder, mean of all styles", f"{mean:.1f} dB", "24 dB"],
-        [f"autoencoder, worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"],
-        ["autoencoder, scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"],
+        [of + f"{count} photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"],
+        [of + "mean of all styles", f"{mean:.1f} dB", "24 dB"],
+        [of + f"worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"],
+        [of + "scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"],
     ]
     if unseen:
         files = sorted(p for p in unseen.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        others = photo_psnr(vae, [open_photo(p, SIZE) for p in files])
-        measured = f"autoencoder, {len(files)} photographs that it has never seen"
-        rows.append([measured, f"{np.mean(others):.1f} dB", "22 dB"])
+        others = photo_psnr(vae, [open_photo(p, size) for p in files])
+        measured = f"{len(files)} photographs that it has never seen"
+        rows.append([of + measured, f"{np.mean(others):.1f} dB", "22 dB"])
     return rows, [
-        f"Autoencoder by style, dB: {by_name(styles, '.1f')}",
-        f"Autoencoder by photograph, dB: {by_name(photos, '.1f')}",
+        f"Autoencoder at {size} px by style, dB: {by_name(styles, '.1f')}",
+        f"Autoencoder at {size} px by photograph, dB: {by_name(photos, '.1f')}",
     ]
 
 
-def judge_rows(count: int = 40) -> list[list]:
-    share = judge_accuracy(count)
-    return [[f"judge, true renderings ({count} a style)", f"{100 * share:.1f} %", "95 %"]]
+def judge_rows(size: int, count: int) -> tuple[list[list], list[str]]:
+    shares = judge_accuracy(count, size)
+    measured = f"judge at {size} px, true renderings ({count} a style)"
+    rows = [[measured, f"{100 * np.mean(list(shares.values())):.1f} %", "97 %"]]
+    return rows, [f"True renderings at {size} px judged right: {by_name(shares, '.0%')}"]
 
 
 def sample_rows(count: int = 200, guidance: float = GUIDANCE):
@@ -204,9 +205,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unseen", type=Path, help="folder of photographs never trained on")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args(argv)
-    rows, notes = autoencoder_rows(args.unseen)
-    rows += judge_rows()
-    samples = None
+    rows, notes, samples = [], [], None
+    for size, count in ((SIZE, 48), (2 * SIZE, 16)):
+        for found in (autoencoder_rows(args.unseen, size, count), judge_rows(size, count)):
+            rows, notes = rows + found[0], notes + found[1]
     if (DATA / "pocket-sd" / "unet").is_dir():
         more_rows, more_notes, samples = sample_rows(guidance=args.guidance)
         rows, notes = rows + more_rows + lora_rows(), notes + more_notes
@@ -227,7 +229,7 @@ def record_sheets(samples: list | None) -> None:
         sheets["stylised"] = stylised_sheet(load("pocket"))
     for name, sheet in sheets.items():
         with replacing(DATA / f"{name}.jpg") as temporary:
-            sheet.save(temporary, quality=90)
+            sheet.save(temporary, quality=80, progressive=True)
 
 
 def record_sums() -> None:

@@ -196,7 +196,7 @@ class Base:
     @property
     def default_size(self) -> int:
         """Long side in pixels at which `stylize` draws a photo."""
-        return 768 if self.full_size else 256
+        return 768 if self.full_size else 2 * self.image_size
 
     @property
     def default_guidance_scale(self) -> float:

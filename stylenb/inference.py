@@ -26,7 +26,7 @@ from PIL import Image
 
 from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
-from .limits import Count, Share, Side, Strength, Timestep, check_fields, read
+from .limits import Count, Natural, Share, Side, Strength, Timestep, check_fields, read
 from .lora import merged, set_scale, switched
 from .lora_files import find_lora, load_lora
 from .photos import Fit, open_photo, to_pictures, to_tensor
@@ -71,28 +71,18 @@ def denoise(
         (https://arxiv.org/abs/2211.12572 and 2312.09008; other solvers have none to inject.)
     """
     strength, steps, solver = _defaults(base, strength, num_inference_steps, solver)
-    count = _steps_run(steps, strength)
-    generators = [torch.Generator().manual_seed(one) for one in check_seeds(seed, len(latents))]
-    if solver == "dpm":
-        scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
-        first = max(count, round(strength * scheduler.config.num_train_timesteps)) - 1
-        spaced = _karras_timesteps(base.scheduler.alphas_cumprod, first, count)
-        scheduler.set_timesteps(timesteps=spaced, device=base.device)
-        scheduler.set_begin_index(0)
-        timesteps = scheduler.timesteps
-    else:
-        scheduler = DDIMScheduler.from_config(base.scheduler.config)
-        scheduler.set_timesteps(steps, device=base.device)
-        timesteps = _in_schedule(scheduler, scheduler.timesteps[steps - count :])
+    seeds = check_seeds(seed, len(latents))
+    scheduler, timesteps = _schedule(base, strength, steps, solver)
     if noisy is not None:
         latents = noisy
     elif solver == "inversion":
         attention = []
         latents = invert(base, latents, strength, steps, attention)
-    else:  # drawn on the CPU: the same on every device
-        noise = [torch.randn(1, *latents.shape[1:], generator=one) for one in generators]
-        latents = scheduler.add_noise(latents, torch.cat(noise).to(latents), timesteps[:1])
-    injected = round(read("injection", injection, Share) * len(timesteps)) if attention else 0
+    else:
+        latents = scheduler.add_noise(latents, _noise(latents, seeds), timesteps[:1])
+    # Of steps that only added noise nothing was kept; they are the last of the way down.
+    share = read("injection", injection, Share)
+    injected = min(round(share * len(timesteps)), len(attention or ()))
     for i, t in enumerate(timesteps):
         with _looking(base, as_in=attention[-1 - i] if i < injected else None):
             noise = base.predict_noise(latents, t)
@@ -107,6 +97,9 @@ def invert(
     strength: float | None = None,
     num_inference_steps: int | None = None,
     attention: Attention | None = None,
+    path: list[tuple[int, torch.Tensor]] | None = None,
+    forward_steps: int = 0,
+    seed: int | Iterable[int] = 0,
 ) -> torch.Tensor:
     """The noisy latents from which DDIM would draw these latents (N, 4, h, w); same shape out.
 
@@ -114,7 +107,13 @@ def invert(
     https://arxiv.org/abs/2010.02502): the noise that the UNet predicts is added, not removed. It is
     predicted by the base as it was loaded, for "" and without LoRA or DreamBooth; drawing with one
     of these then changes what they change and keeps the rest. strength, num_inference_steps: as in
-    `denoise`. attention: an empty list, to which the queries and keys of each step are appended.
+    `denoise`.
+    attention, path: empty lists; to one the queries and keys of each step are appended, to the
+    other its timestep and the noisy latents of it.
+    forward_steps: so many of the first steps add random noise of `seed` instead, as in training.
+    What is flat in a photo has hardly any noise in its inversion, in which no mark of a style could
+    begin (https://arxiv.org/abs/2410.23530); fewer of its finest shapes are kept.
+
     Raises StylenbError while a LoRA is merged.
     """
     strength, steps, _ = _defaults(base, strength, num_inference_steps, "inversion")
@@ -122,20 +121,35 @@ def invert(
     given = {name: value for name, value in base.scheduler.config.items() if name in known}
     scheduler = DDIMInverseScheduler(**given)
     scheduler.set_timesteps(steps, device=base.device)
+    timesteps = _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)])
+    first = min(read("forward_steps", forward_steps, Natural), len(timesteps) - 1)
     if merged(base):
         raise StylenbError(
             "A LoRA is merged, and an inversion needs the base without it: unmerge_lora(base) "
             "first, or draw with solver='ddim' or 'dpm'."
         )
+    if first:
+        noise = _noise(latents, check_seeds(seed, len(latents)))
+        latents = base.scheduler.add_noise(latents, noise, timesteps[first - 1 : first])
     with switched(base, None), base.with_originals():
-        for t in _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)]):
+        for t in timesteps[first:]:
             kept = None if attention is None else {}
             with _looking(base, kept_in=kept):
                 noise = base.predict_noise(latents, t, base.empty)
             latents = scheduler.step(noise, t, latents).prev_sample
             if attention is not None:
                 attention.append(kept)
+            if path is not None:
+                path.append((int(t), latents))
     return latents
+
+
+def _noise(like: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    """Drawn on the CPU: the same on every device, and for a seed whatever is in the batch."""
+    generators = (torch.Generator().manual_seed(one) for one in seeds)
+    return torch.cat([torch.randn(1, *like.shape[1:], generator=one) for one in generators]).to(
+        like
+    )
 
 
 @contextmanager
@@ -159,6 +173,21 @@ def _looking(base: Base, as_in: dict | None = None, kept_in: dict | None = None)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _schedule(base: Base, strength: float, steps: int, solver: str):
+    """A solver's scheduler and the timesteps of the way down, the noisiest first."""
+    count = _steps_run(steps, strength)
+    if solver == "dpm":
+        scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config)
+        first = max(count, round(strength * scheduler.config.num_train_timesteps)) - 1
+        spaced = _karras_timesteps(base.scheduler.alphas_cumprod, first, count)
+        scheduler.set_timesteps(timesteps=spaced, device=base.device)
+        scheduler.set_begin_index(0)
+        return scheduler, scheduler.timesteps
+    scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    scheduler.set_timesteps(steps, device=base.device)
+    return scheduler, _in_schedule(scheduler, scheduler.timesteps[steps - count :])
 
 
 def _steps_run(steps: int, strength: float) -> int:

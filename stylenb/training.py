@@ -17,7 +17,7 @@ from diffusers.training_utils import compute_snr
 
 from .base import Base, fingerprint
 from .errors import StylenbError
-from .inference import redraw
+from .inference import batch_size_for, invert, redraw
 from .limits import Count, Natural, NonNegative, Nonzero, Positive, Share, Timestep
 from .loop import (
     History,
@@ -41,9 +41,10 @@ class Settings(LoopSettings):
     """How `train_style` teaches a LoRA a style; `for_base` knows what suits a base.
 
     First L2 alone teaches the marks of the style, then LPIPS and the style loss teach to put them
-    and the palette on a photo. Neon does not get its dark ground without them. They look at
-    estimates up to timestep 600: up to 400 only, they wiped out the dots of pointillism in five of
-    seven trials of such settings.
+    and the palette on a photo. Neon does not get its dark ground without them. With random noise
+    they look at estimates up to timestep 600: up to 400 only, they wiped out the dots of
+    pointillism in five of seven trials of such settings. With the noise of inversion, which is what
+    stylising starts from, more of a photo is kept, and less of a style whose ground is one colour.
     """
 
     steps: Count = 300
@@ -59,7 +60,8 @@ class Settings(LoopSettings):
     picture_batch: Count = 2  # content pictures in a batch, for LPIPS and style loss
     picture_every: Count = 1  # they are taken at every k-th update
     picture_from: Share = 0.5  # and after this share of the steps, when the marks are learned
-    picture_timesteps: Timestep = 600  # and below this timestep, weighted by min(1, SNR)
+    picture_noise: Literal["random", "inversion"] = "random"  # what is added to them
+    picture_timesteps: Timestep = 600  # random noise below this timestep, weighted by min(1, SNR)
     features: Literal["pocket", "squeeze", "alex", "vgg"] = "pocket"  # see load_features
 
     @staticmethod
@@ -98,8 +100,7 @@ def train_style(
 ) -> History:
     """Teach the base a style from a few pictures; the LoRA `name` is left active in `base.unet`.
 
-    style_pictures: PIL pictures of one size, 4 or more: of the base's, or larger, for a LoRA that
-        draws larger pictures as well. The noise L2 is taken on them alone.
+    style_pictures: PIL pictures of one size, 4 or more. The noise L2 is taken on them alone.
     content_pictures: pictures of anything, that LPIPS and the style loss teach the LoRA to redraw;
         None takes the style pictures for both.
     settings: None is Settings.for_base(base). run: folder, minutes, validation, ..., see loop.Run.
@@ -151,48 +152,41 @@ def train_style(
 
 
 def style_losses(base: Base, settings: Settings, style: Sequence, content: Sequence) -> Losses:
-    """What gives the terms of the loss of a batch: "noise", and "lpips" and "style" where pictures
-    are looked at.
-
-    Of pictures larger than the base's, crops of its size and whole ones are taken in turn.
-    """
+    """What gives the terms of a batch's loss: "noise"; "lpips", "style" where pictures count."""
     # 1. Encode: every picture once, not once a step.
     style_images, style_latents = encode(base, style, settings.flip)
     if settings.looks_at_pictures:
-        content_images, content_latents = encode(base, content, settings.flip)
         looks = PictureLosses(style_images, settings.features, base.device)
-    side, (height, width) = base.image_size // base.factor, style_latents.shape[2:]
-    larger = min(height, width) > side
+        content_images, content_latents = encode(base, content, settings.flip)
+        inverted = settings.picture_noise == "inversion"
+        timesteps, found = inversions(base, content_latents) if inverted else (None, None)
 
     def losses_of(batch: int) -> dict[str, torch.Tensor]:
         random = generator_at(settings.seed, batch)
         step, size = batch // settings.gradient_accumulation_steps, settings.batch_size
-        whole = larger and batch % 2 == 1
-        size = max(1, size * side**2 // (height * width)) if whole else size  # as many pixels
-        chosen = order_at(settings.seed, len(style_latents), batch * size, size)
-        latents, t = style_latents[chosen], spread_timesteps(size, settings.timesteps, random)
         pictures = (
             settings.looks_at_pictures
-            and not whole
             and step % settings.picture_every == 0
             and step >= settings.picture_from * settings.steps
         )
+        chosen = order_at(settings.seed, len(style_latents), batch * size, size)
+        latents, t = style_latents[chosen], spread_timesteps(size, settings.timesteps, random)
         if pictures:
             extra = settings.picture_batch
             kept = order_at(settings.seed + 1, len(content_latents), batch * extra, extra)
-            wanted, latents = content_images[kept], torch.cat([latents, content_latents[kept]])
-            t = torch.cat([t, spread_timesteps(extra, settings.picture_timesteps, random)])
-        if larger and not whole:
-            room = torch.tensor([height - side + 1, width - side + 1])
-            corners = (torch.rand(len(latents), 2, generator=random) * room).long()
-            latents = crops(latents, corners, side)
-            if pictures:
-                wanted = crops(wanted, corners[size:] * base.factor, base.image_size)
-        latents, t = latents.to(base.device), t.to(base.device)
+            latents = torch.cat([latents, content_latents[kept]])
+            if inverted:
+                steps = spread_timesteps(extra, len(timesteps), random)
+                t = torch.cat([t, timesteps[steps]])
+            else:
+                t = torch.cat([t, spread_timesteps(extra, settings.picture_timesteps, random)])
 
         # 2. Add noise by the schedule.
-        noise = torch.randn(latents.shape, generator=random).to(base.device)
+        noise = torch.randn(latents.shape, generator=random)
         noisy = base.scheduler.add_noise(latents, noise, t)
+        if pictures and inverted:
+            noisy[size:] = found[steps, kept]
+        noisy, noise, t = noisy.to(base.device), noise.to(base.device), t.to(base.device)
 
         # 3. The UNet predicts the noise, without a prompt.
         prediction = base.predict_noise(noisy, t)
@@ -204,18 +198,28 @@ def style_losses(base: Base, settings: Settings, style: Sequence, content: Seque
             t = t[size:]
             x0 = estimate_x0(base.scheduler, noisy[size:], prediction[size:], t)
             images = base.decode_quickly(x0)
-            lpips, distance = looks(images, wanted.to(base.device))
-            trust = compute_snr(base.scheduler, t).clamp(max=1)  # of the estimate
+            lpips, distance = looks(images, content_images[kept].to(base.device))
+            # The inversion's noise gives the photo back at every level, random noise less and less.
+            trust = 1 if inverted else compute_snr(base.scheduler, t).clamp(max=1)
             terms["lpips"], terms["style"] = (lpips * trust).mean(), (distance * trust).mean()
         return terms
 
     return losses_of
 
 
-def crops(tensor: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
-    """Of each of (N, C, H, W) a square (N, C, side, side) from its corner (N, 2): top, left."""
-    places = zip(tensor, corners.tolist(), strict=True)
-    return torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in places])
+def inversions(base: Base, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The timesteps (K,) and the noisy latents (K, N, 4, h, w) through which `invert` goes.
+
+    The first two of eleven steps add random noise, or the style loss would ask for marks where
+    nothing is that could become one, and drown the other terms.
+    """
+    found, at_once = [], batch_size_for(base.image_size**2)
+    for first in range(0, len(latents), at_once):
+        part = latents[first : first + at_once].to(base.device)
+        seeds = range(first, first + len(part))
+        invert(base, part, path=(path := []), forward_steps=2, seed=seeds)
+        found.append(torch.stack([noisy.cpu() for _, noisy in path]))
+    return torch.tensor([t for t, _ in path]), torch.cat(found, 1)
 
 
 # ------------------------------------------------------------------- what all trainers share

@@ -29,9 +29,12 @@ def _no_surprises(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pocket():
-    """The shipped model: tests that need it fail where it is missing."""
+    """The shipped model: tests that need it fail where it is missing.
+
+    Each file of tests gets its own, so that no LoRA which one leaves in it can decide another.
+    """
     return stylenb.load("pocket", device="cpu")
 
 

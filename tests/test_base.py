@@ -34,7 +34,7 @@ def fresh(tiny_folder):
 def test_what_the_base_says_of_itself(tiny, tiny_folder):
     assert tiny.name == "tiny-sd" and tiny.folder == tiny_folder
     assert (tiny.image_size, tiny.factor) == (64, 8)
-    assert (tiny.multiple, tiny.default_size) == (16, 256)  # a UNet of two blocks halves once
+    assert (tiny.multiple, tiny.default_size) == (16, 128)  # a UNet of two blocks halves once
     assert (tiny.device.type, tiny.dtype) == ("cpu", torch.float32)
     assert type(tiny.scheduler).__name__ == "DDIMScheduler"
     assert tiny.scheduler.config.clip_sample is False  # latents go beyond [-1, 1]

@@ -350,14 +350,14 @@ def test_the_default_size_is_told_too(base, tmp_path, gradient):
     gradient.save(folder / "a.png")
     how = {"solver": "ddim", "num_inference_steps": 1, "fit": "crop"}
     run(folder, output, None, base, size=None, **how)
-    assert Image.open(output / "a.png").size == (256, 256)
-    assert run(folder, output, None, base, size=256, **how).there  # of squares it is the same
+    assert Image.open(output / "a.png").size == (128, 128)
+    assert run(folder, output, None, base, size=128, **how).there  # of squares it is the same
     how["fit"] = "whole"
     run(folder, output, None, base, size=None, overwrite=True, **how)
-    assert Image.open(output / "a.png").size == (256, 171)
+    assert Image.open(output / "a.png").size == (128, 85)
     assert run(folder, output, None, base, size=None, **how).there
-    said = told(lambda: run(folder, output, None, base, size=256, **how))
-    assert "size was '256 or more' and is 256" in said
+    said = told(lambda: run(folder, output, None, base, size=128, **how))
+    assert "size was '128 or more' and is 128" in said
 
 
 def test_overwriting_draws_all_anew(base, photos, lora_files, tmp_path):

@@ -143,8 +143,10 @@ def test_dpm_starts_at_the_very_level_and_ends_near_0(base, strength, steps):
 
 def test_inversion_and_back_is_where_it_began(base):
     calls, steps = spy(base), 100
-    noisy = invert(base, NOISY, 0.6, steps, attention := [])
+    noisy = invert(base, NOISY, 0.6, steps, attention := [], path := [])
     up = timesteps(calls)
+    assert [t for t, _ in path] == up and torch.equal(path[-1][1], noisy)
+    assert (path[0][1] - NOISY).abs().max() < 0.1 < (path[9][1] - NOISY).abs().max()
     assert len(up) == 60 and up == sorted(up) and 580 < up[-1] < 600
     back = denoise(base, NOISY, 0.6, steps, solver="inversion")
     assert timesteps(calls[60:]) == up + up[::-1]
@@ -176,6 +178,27 @@ def test_the_photo_is_held_by_its_own_attention(base, style):
     assert not any(module._forward_hooks for module in base.unet.modules())
     with pytest.raises(StylenbError, match="injection is a number from 0 to 1"):
         stylize(BROWN, base=base, injection=1.5)
+
+
+def test_the_first_steps_of_an_inversion_may_add_random_noise(base):
+    calls, two = spy(base), torch.cat([NOISY, NOISY])
+    how = {"attention": (kept := []), "path": (path := []), "forward_steps": 2}
+    noisy = invert(base, two, 0.8, 11, seed=[3, 4], **how)
+    assert len(calls) == len(kept) == len(path) == 7 and not torch.equal(*noisy)
+    alone = invert(base, NOISY, 0.8, 11, forward_steps=2, seed=3)
+    assert torch.allclose(noisy[:1], alone, atol=1e-4)
+    # As if what was given were the latents with the noise of the second timestep.
+    second = int(timesteps(calls)[0]) - (path[1][0] - path[0][0])
+    noise = torch.randn(NOISY.shape, generator=torch.Generator().manual_seed(3))
+    began = base.scheduler.add_noise(NOISY, noise, torch.tensor([second]))
+    spy(base, lambda latents, t, condition: began.new_zeros(latents.shape))
+    ratio = base.scheduler.alphas_cumprod[path[-1][0]] / base.scheduler.alphas_cumprod[second]
+    found = invert(base, NOISY, 0.8, 11, forward_steps=2, seed=3)
+    assert torch.allclose(found, began * ratio**0.5, atol=1e-5)
+    # On the way down, the photo's attention is there for the steps that have kept some.
+    assert torch.equal(*(denoise(base, NOISY, 0.8, 11, solver="inversion", noisy=noisy[:1],
+        attention=[{k: v[:1] for k, v in step.items()} for step in kept], injection=share)
+        for share in (7 / 9, 1.0)))  # fmt: skip
 
 
 def test_inversion_finds_the_noise_of_a_case_with_a_known_answer(base):
@@ -440,7 +463,7 @@ def test_a_photo_is_drawn_whole_in_its_own_shape(base, gradient):
     def drawn(photo, **how):
         return stylenb.stylize(photo, base=base, num_inference_steps=1, solver="ddim", **how).size
 
-    assert drawn(gradient) == (256, 171)
+    assert drawn(gradient) == (128, 85)
     upright = gradient.transpose(Image.Transpose.ROTATE_90)
     assert drawn(upright, size=64) == (43, 64)
     assert drawn(gradient, size=100) == (100, 67)
@@ -448,7 +471,7 @@ def test_a_photo_is_drawn_whole_in_its_own_shape(base, gradient):
     assert drawn(Image.new("RGB", (16, 16)), size=40) == (40, 40)
     for fit in ("crop", "pad"):
         assert drawn(gradient, size=48, fit=fit) == (48, 48)
-        assert drawn(gradient, fit=fit) == (256, 256)
+        assert drawn(gradient, fit=fit) == (128, 128)
 
 
 def test_the_size_is_one_that_the_base_knows(base):
@@ -458,8 +481,11 @@ def test_the_size_is_one_that_the_base_knows(base):
         return [how.size_for(shape, base) for shape in shapes]
 
     shapes = ((900, 900), (400, 300), (100, 400), (160, 1600), (1600, 80))
-    sizes_of = {"crop": 256, "pad": 256}
-    assert sizes("whole", *shapes) == [256, 256, 256, 512, 512]
+    sizes_of = {"crop": 128, "pad": 128}
+    assert sizes("whole", *shapes) == [128, 128, 256, 256, 256]
+    assert sizes("crop", *shapes) == sizes("pad", *shapes) == [128] * 5
+    base.image_size, sizes_of = 128, {"crop": 256, "pad": 256}  # as the pocket base
+    assert sizes("whole", *shapes) == [256, 256, 512, 512, 512]
     assert sizes("crop", *shapes) == sizes("pad", *shapes) == [256] * 5
     base.image_size, sizes_of = 512, {"crop": 512, "pad": 512}
     assert sizes("whole", *shapes, (160, 90)) == [768, 768, 1536, 1536, 1536, 911]

@@ -298,7 +298,7 @@ def test_the_loop_is_the_librarys(base, monkeypatch):
     settings = Settings(
         **dict(rank=2, steps=4, batch_size=2, picture_batch=1, warmup=2, learning_rate=0.001),
         **dict(picture_from=0.0, picture_timesteps=600, lpips_weight=0.3, style_weight=0.2),
-        **dict(flip=False, final_alpha=1.0),
+        **dict(flip=False, final_alpha=1.0, picture_noise="random"),
     )
     style, content = pictures(5), pictures(4, seed=1)
     ours = copy.copy(base)

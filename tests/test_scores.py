@@ -342,6 +342,10 @@ def test_a_drift_depends_on_its_own_picture_and_on_the_prompt(base, small):
         scores.prior_drift(whole, early)
     with pytest.raises(StylenbError, match="other pictures, timesteps or seeds"):
         scores.prior_drift(whole, scores.noise_predictions(base, small, seed=1))
+    with torch.no_grad():
+        base.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(StylenbError, match="predicts NaN"):
+        scores.noise_predictions(base, small[:1])
 
 
 def largest_difference(pictures, others):

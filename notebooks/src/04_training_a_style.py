@@ -997,6 +997,8 @@ show.sheet(
 # `train_style` is this loop, and what one adds to it in practice:
 #
 # - pictures are mirrored too (`flip`),
+# - content pictures can have the noise that their inversion finds (`picture_noise`; lesson 02,
+#   section 9): the LoRA then practises on what stylising will give it, and keeps more of a photo,
 # - the image losses, which cost the most, are not even taken in the first part (`picture_from`),
 #   nor need they be at every step afterwards (`picture_every`),
 # - on GPUs without bfloat16 the loss is scaled up, or small gradients would be rounded to 0,
