@@ -15,7 +15,7 @@ from PIL import ImageOps
 import stylenb
 from data import bench, pretrain
 from stylenb import StylenbError, inference, loop, training
-from stylenb.course.baselines import BASELINES, Baseline
+from stylenb.course.baselines import BASELINES, Baseline, encode_and_decode
 from stylenb.lora import adapters, add_lora
 from stylenb.lora_files import save_lora
 from stylenb.pocket.scenes import draw_scene
@@ -100,12 +100,17 @@ def test_the_truth_cannot_be_beaten(tiny_folder, lora):
     assert "nearer than every baseline in 0 of 1" in "".join(lines)
 
 
-def test_what_a_lora_is_nearer_than(tiny_folder, lora):
+def test_what_a_lora_is_nearer_than(tiny, tiny_folder, lora, monkeypatch):
+    """Of a random model, whose pictures are noise: with such ones for the truth."""
+    monkeypatch.setattr(bench, "renderings", lambda _, scenes: encode_and_decode(tiny, scenes))
     baselines = {"negative": Baseline(negative, (1.0,))}
     lines = bench.bench_truth(tiny_folder, {"ink": lora}, 4, baselines)
-    for row in cells(lines, "ink"):  # of a random model: noise, which is nearer than a negative
-        assert numbers(row[2])[0] < numbers(row[3])[0] and row[-1] == "yes, apart"
-    assert "in 1 of 1 styles, with intervals that do not overlap in 1." in lines[-3]
+    seen, pixels = cells(lines, "ink")
+    assert numbers(seen[2])[0] < numbers(seen[3])[0] and seen[-1] == "yes, apart"
+    assert numbers(pixels[2])[0] > numbers(pixels[3])[0] and pixels[-1] == "no"
+    said = [line for line in lines if "with intervals that do not overlap" in line]
+    assert "in 1 of 1 styles, with intervals that do not overlap in 1." in said[0]
+    assert "in 0 of 1 styles, with intervals that do not overlap in 0." in said[1]
 
 
 def test_no_lora_to_measure_is_one_sentence(monkeypatch):
