@@ -256,8 +256,8 @@ def bench_pareto(
         f"Strengths {', '.join(f'{s:g}' for s in strengths)} x scales "
         f"{', '.join(f'{s:g}' for s in scales)} on {count} scenes of {base.default_size} px. "
         "*Kept* is the agreement of edges with the photo, *truth* the distance to the true "
-        "rendering, *judge* the judge's "
-        f"probability of the style, all three at the default {default[0]:g} x {default[1]:g}. Then "
+        "rendering, *judge* the judge's probability of the style, "
+        f"all three at the default {default[0]:g} x {default[1]:g}. Then "
         "whether the default lies on the curve of these two, or how many settings keep at least as "
         "much and are better, and the lead of the best ± the standard error of the difference; and "
         "the setting nearest to the truth.",
@@ -298,7 +298,7 @@ def bench_inference(
     file = Path(lora or next(iter(shipped_loras().values())))
     own = load(base)
     pipe = diffusers_pipeline(own, file)
-    photo = sample_photo("chelsea", own.default_size)
+    photo = sample_photo("chelsea", own.image_size)
     steps = SOLVER_STEPS["ddim"]
     how = {"strength": own.default_strength, "num_inference_steps": steps}
 
@@ -306,7 +306,7 @@ def bench_inference(
         return pipe("", photo, generator=torch.Generator().manual_seed(0), **how, **guidance)
 
     calls: dict[str, Callable] = {
-        "stylize": lambda: stylize(photo, file, base=own, solver="ddim", size=own.default_size),
+        "stylize": lambda: stylize(photo, file, base=own, solver="ddim", size=own.image_size),
         "diffusers, default guidance": diffusers,
         "diffusers, guidance 1": lambda: diffusers(guidance_scale=1.0),
     }
@@ -322,7 +322,7 @@ def bench_inference(
     aims = ["under 2 s", "at least 1.8", f"at least {1 / 1.05:.2f}"]
     whole, done = folder_seconds(own, file, photos, photo_side)
     return [
-        f"One photo at {own.default_size} px, strength {own.default_strength:g}, "
+        f"One photo at {own.image_size} px, strength {own.default_strength:g}, "
         f"{steps} DDIM steps, {str(own.dtype).removeprefix('torch.')}, {rounds} rounds in "
         "turns: medians, and the median of the ratios within a round.",
         "",

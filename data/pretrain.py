@@ -826,7 +826,7 @@ def content_pictures() -> list[Image.Image]:
     return [training_mix.content(first + i, kind)[0] for i, kind in enumerate(kinds)]
 
 
-# These styles lose nothing by it, and more of a photo is kept; the others come out weaker.
+# So these styles keep more of a photo; the others come out weaker (README.md, beside this file).
 INVERTED = dict.fromkeys(
     ("stained_glass", "pointillism", "cross_stitch"),
     {"picture_noise": "inversion", "picture_from": 0.3, "lpips_weight": 0.02, "steps": 250},
@@ -834,7 +834,7 @@ INVERTED = dict.fromkeys(
 
 
 def train_loras(args) -> None:
-    base = load("pocket", device=args.device)
+    base, content = load("pocket", device=args.device), content_pictures()
     for style in args.styles or HELD_OUT:
         changes = INVERTED.get(style, {}) | ({"steps": args.steps} if args.steps else {})
         settings = Settings.for_base(base, batch_size=args.batch_size, **changes)
@@ -845,7 +845,7 @@ def train_loras(args) -> None:
             picture.save(folder / f"{i:02d}.png", optimize=True)
         run = args.work / "loras" / style
         how = {"folder": run, "progress": sys.stderr.isatty()}
-        history = train_style(base, pictures, content_pictures(), style, settings, **how)
+        history = train_style(base, pictures, content, style, settings, **how)
         (DATA / "loras").mkdir(parents=True, exist_ok=True)
         shutil.copy(run / f"{style}.safetensors", DATA / "loras" / f"{style}.safetensors")
         for term in ("noise", "lpips", "style"):

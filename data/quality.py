@@ -55,9 +55,8 @@ def styled_scenes(style: str, count: int, size: int = SIZE) -> list:
     return renderings(style, unseen_scenes(count, size))
 
 
-def reconstruction_psnr(vae: AutoencoderKL, count: int, size: int) -> dict[str, float]:
-    """PSNR in dB of every style over `count` test scenes."""
-    true = {style: styled_scenes(style, count, size) for style in STYLES}
+def reconstruction_psnr(vae: AutoencoderKL, true: dict[str, list]) -> dict[str, float]:
+    """PSNR in dB of the true renderings of every style."""
     return {style: psnr(reconstruct(vae, pictures), pictures) for style, pictures in true.items()}
 
 
@@ -66,10 +65,9 @@ def photo_psnr(vae: AutoencoderKL, photos: list) -> list[float]:
     return [psnr(*pair) for pair in zip(reconstruct(vae, photos), photos, strict=True)]
 
 
-def judge_accuracy(count: int, size: int) -> dict[str, float]:
-    """Share of the true renderings of a style that the judge names rightly."""
-    named = {style: judge(styled_scenes(style, count, size)) for style in STYLES}
-    return {style: names.count(style) / count for style, names in named.items()}
+def judge_accuracy(true: dict[str, list]) -> dict[str, float]:
+    """Share of the true renderings of every style that the judge names rightly."""
+    return {style: judge(pictures).count(style) / len(pictures) for style, pictures in true.items()}
 
 
 def prompted_samples(count: int, guidance: float = GUIDANCE, batch: int = 25):
@@ -121,16 +119,18 @@ def by_name(scores: dict[str, float], form: str) -> str:
     return ", ".join(f"{name} {value:{form}}" for name, value in scores.items()) + "."
 
 
-def autoencoder_rows(unseen: Path | None, size: int, count: int) -> tuple[list[list], list[str]]:
+def autoencoder_rows(
+    true: dict[str, list], size: int, unseen: Path | None
+) -> tuple[list[list], list[str]]:
     """Table rows and notes on the autoencoder; `unseen` is a folder of photographs of one's own."""
     vae, of = load_vae(), f"autoencoder at {size} px, "
-    styles = reconstruction_psnr(vae, count, size)
+    styles = reconstruction_psnr(vae, true)
     worst = min(styles, key=styles.get)
     found = photo_psnr(vae, [sample_photo(name, size) for name in SAMPLE_PHOTOS])
     photos = dict(zip(SAMPLE_PHOTOS, found, strict=True))
     mean, mean_photo = np.mean(list(styles.values())), np.mean(list(photos.values()))
     rows = [
-        [of + f"{count} photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"],
+        [of + f"{len(true['photo'])} photo-like scenes", f"{styles['photo']:.1f} dB", "30 dB"],
         [of + "mean of all styles", f"{mean:.1f} dB", "24 dB"],
         [of + f"worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"],
         [of + "scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"],
@@ -146,9 +146,9 @@ def autoencoder_rows(unseen: Path | None, size: int, count: int) -> tuple[list[l
     ]
 
 
-def judge_rows(size: int, count: int) -> tuple[list[list], list[str]]:
-    shares = judge_accuracy(count, size)
-    measured = f"judge at {size} px, true renderings ({count} a style)"
+def judge_rows(true: dict[str, list], size: int) -> tuple[list[list], list[str]]:
+    shares = judge_accuracy(true)
+    measured = f"judge at {size} px, true renderings ({len(true['photo'])} a style)"
     rows = [[measured, f"{100 * np.mean(list(shares.values())):.1f} %", "97 %"]]
     return rows, [f"True renderings at {size} px judged right: {by_name(shares, '.0%')}"]
 
@@ -207,7 +207,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows, notes, samples = [], [], None
     for size, count in ((SIZE, 48), (2 * SIZE, 16)):
-        for found in (autoencoder_rows(args.unseen, size, count), judge_rows(size, count)):
+        true = {style: styled_scenes(style, count, size) for style in STYLES}
+        for found in (autoencoder_rows(true, size, args.unseen), judge_rows(true, size)):
             rows, notes = rows + found[0], notes + found[1]
     if (DATA / "pocket-sd" / "unet").is_dir():
         more_rows, more_notes, samples = sample_rows(guidance=args.guidance)

@@ -147,9 +147,8 @@ def invert(
 def _noise(like: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     """Drawn on the CPU: the same on every device, and for a seed whatever is in the batch."""
     generators = (torch.Generator().manual_seed(one) for one in seeds)
-    return torch.cat([torch.randn(1, *like.shape[1:], generator=one) for one in generators]).to(
-        like
-    )
+    noise = [torch.randn(1, *like.shape[1:], generator=one) for one in generators]
+    return torch.cat(noise).to(like)
 
 
 @contextmanager

@@ -180,13 +180,13 @@ def style_losses(base: Base, settings: Settings, style: Sequence, content: Seque
                 t = torch.cat([t, timesteps[steps]])
             else:
                 t = torch.cat([t, spread_timesteps(extra, settings.picture_timesteps, random)])
+        latents, t = latents.to(base.device), t.to(base.device)
 
         # 2. Add noise by the schedule.
-        noise = torch.randn(latents.shape, generator=random)
+        noise = torch.randn(latents.shape, generator=random).to(base.device)
         noisy = base.scheduler.add_noise(latents, noise, t)
         if pictures and inverted:
-            noisy[size:] = found[steps, kept]
-        noisy, noise, t = noisy.to(base.device), noise.to(base.device), t.to(base.device)
+            noisy[size:] = found[steps, kept].to(base.device)
 
         # 3. The UNet predicts the noise, without a prompt.
         prediction = base.predict_noise(noisy, t)

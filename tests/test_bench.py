@@ -301,7 +301,7 @@ def test_the_own_loop_trains_with_its_settings(tiny_folder):
     settings = Settings(steps=4, batch_size=3, picture_batch=1)
     with bench.counted(base.unet) as batches:
         assert bench.own_loop(base, bench.style_pictures(base, "ink"), settings) > 0
-    assert batches[-4:] == [3, 3, 3 + 1, 3 + 1] and 3 not in batches[:-4]  # the inversions
+    assert batches == [3, 3, 3 + 1, 3 + 1]
     assert adapters(base) == []
 
 

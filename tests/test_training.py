@@ -364,7 +364,7 @@ def test_the_folder_holds_the_lora_and_the_run(base, tmp_path):
     set_scale(base, load_lora(base, tmp_path / "mine.safetensors"))
     assert torch.allclose(predict(base), output, atol=2e-3)  # half precision on the way
     stylenb.remove_lora(base, "mine")
-    base.decode_quickly = None  # a finished run is not run again
+    base.predict_noise = None  # a finished run is not run again
     assert train(base, folder=tmp_path).finished and same(weights(base), trained)
 
 
