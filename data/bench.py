@@ -396,17 +396,18 @@ def bench_styles(
     settings: Settings | None = None,
     count: int = SCENES,
 ) -> list[str]:
-    """Every style trained from its 16 pictures, then put on scenes whose true rendering is known:
-    seconds, share that the judge names rightly, and distance to the true rendering."""
+    """Every style trained from its 16 pictures (`settings`: None as the shipped ones were), then
+    put on scenes whose true rendering is known: seconds, share that the judge names rightly, and
+    distance to the true rendering."""
     base = load(base)
-    settings = settings or Settings.for_base(base)
     scenes = unseen_scenes(count, base.default_size)
     plain = redraw(base, scenes, seed=range(count))
     shares, seconds, kept, rows = [], [], [], []
     for style in styles:
         truth = renderings(style, scenes)
         pictures = style_pictures(base, style), content_pictures(base)
-        train = partial(train_style, base, *pictures, style, settings, progress=False)
+        how = settings or pretrain.settings_of(base, style)
+        train = partial(train_style, base, *pictures, style, how, progress=False)
         seconds.append(timed(train))
         results = redraw(base, scenes, seed=range(count))
         remove_lora(base, style)
@@ -417,6 +418,7 @@ def bench_styles(
         rows.append(
             [
                 style,
+                how.steps,
                 f"{seconds[-1]:.0f}",
                 *map(percent_with_error, right),
                 with_error(edges),
@@ -425,11 +427,20 @@ def bench_styles(
             ]
         )
         print(row(*rows[-1]), flush=True)
-    heads = ["style", "seconds", "judged right", "without LoRA", "kept", "to the truth", "photo"]
+    heads = [
+        "style",
+        "steps",
+        "seconds",
+        "judged right",
+        "without LoRA",
+        "kept",
+        "to the truth",
+        "photo",
+    ]
     heads += ["plain", "LPIPS to the truth", "photo", "plain"]
     return [
-        f"{settings.steps} steps of {settings.batch_size}, rank {settings.rank}, alpha "
-        f"{settings.final_alpha:g} when finished; *seconds* of the whole training, encoding "
+        f"Steps of {how.batch_size}, rank {how.rank}, alpha {how.final_alpha:g} when finished, "
+        "otherwise as data/README.md says; *seconds* of the whole training, encoding "
         f"included; {count} scenes of {base.default_size} px redrawn at strength "
         f"{base.default_strength:g}, {base.default_num_inference_steps} steps of "
         f"{base.default_solver}. *Kept* is the agreement of edges with the scene. Distances to the "

@@ -22,7 +22,7 @@ _HELP = {
     "--scale": "how much of the LoRA is added, -2 to 4 (default: 1)",
     "--steps": "denoising steps (default: the base's own)",
     "--solver": "how to denoise (default: the base's own)",
-    "--seed": "of the noise (default: 0); inversion draws none",
+    "--seed": "of the noise (default: 0)",
     "--base": "pocket, sd15 or a model folder (default: pocket)",
     "--size": "long side in pixels to draw at, 16 to 4096 (default: the base's own, or more where "
     "the short side needs it)",

@@ -3,7 +3,7 @@
 The image-to-image of SDEdit (https://arxiv.org/abs/2108.01073) with "" as the only condition and
 no guidance, so that each step is one call of the UNet; or, to keep more of the photo, the same from
 the noise that DDIM finds when it is run backwards, held by its own attention. All that decides
-about a picture is here, in a few more than 400 lines.
+about a picture is here, in some 460 lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
 from .limits import Count, Natural, Share, Side, Strength, Timestep, check_fields, read
 from .lora import merged, set_scale, switched
-from .lora_files import find_lora, load_lora
+from .lora_files import eta_of, find_lora, load_lora
 from .photos import Fit, open_photo, to_pictures, to_tensor
 
 Solver = Literal["ddim", "inversion", "dpm"]
@@ -48,6 +48,7 @@ def denoise(
     noisy: torch.Tensor | None = None,
     attention: Attention | None = None,
     injection: float = 1.0,
+    eta: float | None = None,
 ) -> torch.Tensor:
     """Add noise to latents (N, 4, h, w), up to `strength` of the schedule, and denoise them again;
     same shape out.
@@ -55,7 +56,7 @@ def denoise(
     strength: in (0, 1]; s goes s of the way up the schedule, and s * num_inference_steps steps down
         again. strength, solver: None is the base's default.
     num_inference_steps: of the whole schedule; None is what SOLVER_STEPS says of the solver.
-    seed: of the noise. One number gives every picture the same noise, whatever is in the batch; a
+    seed: of all noise. One number gives every picture the same noise, whatever is in the batch; a
         sequence of N gives each its own.
     solver: "ddim" (https://arxiv.org/abs/2010.02502) goes through the last s * num_inference_steps
         of that many timesteps. "dpm" is DPM-Solver++ of second order (https://arxiv.org/abs/2211.01095)
@@ -69,9 +70,13 @@ def denoise(
     injection: in this share of the steps, from the first on, self-attention has the queries and
         keys of the inversion, so that the parts of the photo stay where they are; 0 leaves it free.
         (https://arxiv.org/abs/2211.12572 and 2312.09008; other solvers have none to inject.)
+    eta: from 0 to 1, the share of the noise that each step draws anew (1 is DDPM, equation 16 of
+        https://arxiv.org/abs/2010.02502). Where a photo is flat its inversion has hardly any noise
+        in which a mark of a style could begin (https://arxiv.org/abs/2410.23530); fine shapes go.
+        None is what the LoRA was made for (`Settings.eta`) by "inversion", else 0; "dpm" has none.
     """
     strength, steps, solver = _defaults(base, strength, num_inference_steps, solver)
-    seeds = check_seeds(seed, len(latents))
+    draws = [torch.Generator().manual_seed(one) for one in check_seeds(seed, len(latents))]
     scheduler, timesteps = _schedule(base, strength, steps, solver)
     if noisy is not None:
         latents = noisy
@@ -79,14 +84,17 @@ def denoise(
         attention = []
         latents = invert(base, latents, strength, steps, attention)
     else:
-        latents = scheduler.add_noise(latents, _noise(latents, seeds), timesteps[:1])
+        latents = scheduler.add_noise(latents, _noise(latents, draws), timesteps[:1])
     # Of steps that only added noise nothing was kept; they are the last of the way down.
     share = read("injection", injection, Share)
     injected = min(round(share * len(timesteps)), len(attention or ()))
+    eta = eta_of(base) if eta is None and solver == "inversion" else eta or 0
+    eta = 0 if solver == "dpm" else read("eta", eta, Share)
     for i, t in enumerate(timesteps):
         with _looking(base, as_in=attention[-1 - i] if i < injected else None):
             noise = base.predict_noise(latents, t)
-        latents = scheduler.step(noise, t, latents).prev_sample
+        fresh = {"eta": eta, "variance_noise": _noise(latents, draws)} if eta else {}
+        latents = scheduler.step(noise, t, latents, **fresh).prev_sample
     return latents
 
 
@@ -111,8 +119,6 @@ def invert(
     attention, path: empty lists; to one the queries and keys of each step are appended, to the
     other its timestep and the noisy latents of it.
     forward_steps: so many of the first steps add random noise of `seed` instead, as in training.
-    What is flat in a photo has hardly any noise in its inversion, in which no mark of a style could
-    begin (https://arxiv.org/abs/2410.23530); fewer of its finest shapes are kept.
 
     Raises StylenbError while a LoRA is merged.
     """
@@ -129,8 +135,10 @@ def invert(
             "first, or draw with solver='ddim' or 'dpm'."
         )
     if first:
-        noise = _noise(latents, check_seeds(seed, len(latents)))
-        latents = base.scheduler.add_noise(latents, noise, timesteps[first - 1 : first])
+        draws = [torch.Generator().manual_seed(one) for one in check_seeds(seed, len(latents))]
+        latents = base.scheduler.add_noise(
+            latents, _noise(latents, draws), timesteps[first - 1 : first]
+        )
     with switched(base, None), base.with_originals():
         for t in timesteps[first:]:
             kept = None if attention is None else {}
@@ -144,9 +152,8 @@ def invert(
     return latents
 
 
-def _noise(like: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+def _noise(like: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Drawn on the CPU: the same on every device, and for a seed whatever is in the batch."""
-    generators = (torch.Generator().manual_seed(one) for one in seeds)
     noise = [torch.randn(1, *like.shape[1:], generator=one) for one in generators]
     return torch.cat(noise).to(like)
 
@@ -242,14 +249,15 @@ def redraw(
     batch_size: int | None = None,
     keep_colours: bool = False,
     injection: float = 1.0,
+    eta: float | None = None,
 ) -> list[Image.Image]:
     """Encode -> denoise -> decode: photos of any sizes through the base as it is now, whatever LoRA
     is active in it; one picture for each, of its very size.
 
     A side that is no multiple of base.multiple is drawn a little longer, see `_mirrored`, and cut
     again; photos that are then of one size are drawn together.
-    strength, num_inference_steps, seed, solver, injection: as in `denoise`. batch_size: pictures
-    drawn at once; None is as many as make up 512 x 512 pixels. keep_colours: see `with_colours_of`.
+    strength, num_inference_steps, seed, solver, injection, eta: as in `denoise`. batch_size: how
+    many at once; None is as many as make up 512 x 512 px. keep_colours: see `with_colours_of`.
     """
     photos = [photos] if isinstance(photos, Image.Image) else list(photos)
     images = [_mirrored(photo, base.multiple) for photo in photos]
@@ -261,7 +269,7 @@ def redraw(
         for part in (group[first : first + at_once] for first in range(0, len(group), at_once)):
             latents = base.encode(torch.cat([images[i] for i in part])).float()
             own = [seeds[i] for i in part]
-            how = {"solver": solver, "injection": injection}
+            how = {"solver": solver, "injection": injection, "eta": eta}
             latents = denoise(base, latents, strength, num_inference_steps, own, **how)
             pictures.update(zip(part, to_pictures(base.decode(latents)), strict=True))
     pictures = [pictures[i].crop((0, 0, *photo.size)) for i, photo in enumerate(photos)]
@@ -299,6 +307,7 @@ def stylize(
     size: int | None = None,
     original_size: bool = False,
     injection: float = 1.0,
+    eta: float | None = None,
 ) -> Image.Image | list[Image.Image]:
     """Redraw a photo in a style; returns a PIL image, of a list a list.
 
@@ -314,7 +323,7 @@ def stylize(
     base's: see `StylizeSettings.size_for`.
     original_size: enlarge (or shrink) what was drawn to the photo's own size, by Lanczos; only of
     the whole photo. Strokes become larger and softer, and no detail is added.
-    batch_size, keep_colours, injection: as in `redraw`.
+    batch_size, keep_colours, injection, eta: as in `redraw`.
 
     Raises StylenbError for a photo that cannot be opened, an unknown style, a value out of range.
     """
@@ -322,7 +331,7 @@ def stylize(
     images = image if several else [image]
     seeds = check_seeds(seed, len(images))
     settings = (style, strength, scale, num_inference_steps, fit, solver, keep_colours)
-    how = StylizeSettings(*settings, size, original_size, injection)
+    how = StylizeSettings(*settings, size, original_size, injection, eta)
     base = open_base(base)
     opened = [how.open(one, base) for one in images]
     with in_style(base, how):
@@ -363,6 +372,7 @@ class StylizeSettings:
     size: Side | None = None
     original_size: bool = False
     injection: Share = 1.0
+    eta: Share | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -384,7 +394,7 @@ class StylizeSettings:
     @property
     def of_redraw(self) -> dict[str, Any]:
         """Those that `redraw` takes, by name."""
-        names = ("strength", "num_inference_steps", "solver", "keep_colours", "injection")
+        names = "strength num_inference_steps solver keep_colours injection eta".split()
         return {name: getattr(self, name) for name in names}
 
     def with_defaults(self, base: Base) -> StylizeSettings:

@@ -119,8 +119,16 @@ def load_lora(base: Base, style: str | Path) -> str:
         except BaseException:  # Ctrl-C too
             remove_lora(base, name)
             raise
-    base.unet.peft_config[name].file_read = file_read
+    config = base.unet.peft_config[name]
+    config.file_read, config.eta = file_read, about_lora(path).get("settings", {}).get("eta", 0.0)
     return name
+
+
+def eta_of(base: Base) -> float:
+    """The largest eta that an active LoRA is to be drawn with, see `Settings.eta`."""
+    layers = [layer for layer in lora_layers(base).values() if not layer.disable_adapters]
+    on = {name for layer in layers for name in layer.active_adapters if layer.scaling.get(name)}
+    return max((getattr(base.unet.peft_config[name], "eta", 0.0) for name in on), default=0.0)
 
 
 def _read(base: Base, path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -54,6 +54,7 @@ class Settings(LoopSettings):
     layers: Literal["attention", "transformer"] = "transformer"  # that get a LoRA, see add_lora
     alpha: Nonzero = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
     final_alpha: Nonzero = 1.5  # of the finished LoRA: turned up, the style prevails over the photo
+    eta: Share = 0.0  # with which `stylize` draws in it: marks begin where a photo is flat
     timesteps: Timestep = 800  # the L2 is taken below this one, where stylising begins
     lpips_weight: NonNegative = 0.04
     style_weight: NonNegative = 1.0
@@ -122,6 +123,7 @@ def train_style(
     losses_of = style_losses(base, settings, style, content)  # steps 1 to 4 of the pipeline
     weights = {"lpips": settings.lpips_weight, "style": settings.style_weight}
     add_lora(base, name, settings.rank, settings.alpha, settings.seed, settings.layers)
+    base.unet.peft_config[name].eta = settings.eta
 
     def draw(photos: Sequence) -> list:
         set_alpha(base, name, settings.final_alpha)

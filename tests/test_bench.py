@@ -217,11 +217,17 @@ def test_every_column_of_the_styles_has_its_own_number(tiny, tiny_folder, monkey
     lines = bench.bench_styles(tiny_folder, ["ink", "neon"], settings, count=4)
     distances = [f"{mean}.000 ± 0.173" for mean in range(1, 7)]
     row = ["100% ± 0", "50% ± 29", "0.750 ± 0.000"]
-    assert cells(lines, "ink") == [["ink", "100", *row, *distances]]
+    assert cells(lines, "ink") == [["ink", "2", "100", *row, *distances]]
     row = ["0% ± 0", "50% ± 29", "0.250 ± 0.000"]
-    assert cells(lines, "neon") == [["neon", "121", *row, *distances]]
-    assert cells(lines, "style")[0][1:5] == ["seconds", "judged right", "without LoRA", "kept"]
-    assert lines[0].startswith("2 steps of 2, rank 2, alpha 1.5 when finished; *seconds* of")
+    assert cells(lines, "neon") == [["neon", "2", "121", *row, *distances]]
+    assert cells(lines, "style")[0][1:6] == [
+        "steps",
+        "seconds",
+        "judged right",
+        "without LoRA",
+        "kept",
+    ]
+    assert lines[0].startswith("Steps of 2, rank 2, alpha 1.5 when finished, otherwise as")
     assert "; 4 scenes of 128 px redrawn at strength 0.8" in lines[0]
     assert lines[-1] == bench.verdict([1.0, 0.0], [100, 121], [0.75, 0.25])
     assert len(drawn) == 3 and drawn[0] != drawn[1] != drawn[2]  # each with a LoRA of its own

@@ -206,7 +206,7 @@ def test_a_shipped_lora_says_how_it_was_made_and_its_pictures_are_there(style):
     assert judge(pictures).count(style) >= 13
 
 
-no_leads = pytest.mark.xfail(strict=True, reason="the colours of stained glass, not its leads")
+no_leads = pytest.mark.xfail(strict=True, reason="leads that are too pale for the judge")
 
 
 @pytest.mark.pocket_model

@@ -260,6 +260,36 @@ print("outlines kept:", *(f"{share:g}: {a:.2f}" for share, a in zip(shares, agre
 # `stylize` does it in all steps unless told otherwise. Other solvers have no way up, and so nothing
 # to inject. (The idea is in https://arxiv.org/abs/2211.12572 and https://arxiv.org/abs/2312.09008.)
 #
+# ### Give a mark something to begin with
+# Where a photo is flat, its inversion holds hardly any noise, and out of nothing no mark can grow:
+# the sky of a stained-glass window would stay one sheet. `eta` is the share of the noise that each
+# step on the way down draws anew: 0 is DDIM, as above, and 1 is DDPM, as in training.
+#
+# **Predict:** what will come with a higher `eta`, and what will it cost?
+
+# %%
+large = [sample_photo("coffee", base.default_size), draw_scene(7, base.default_size).picture]
+leaded = "stained_glass" if base.name == "pocket" else style
+etas = [0.0, 0.3, 0.6, 0.9]
+drawn = [redraw(large, leaded, eta=eta, size=base.default_size) for eta in etas]
+show.sheet(
+    [one for pictures in zip(*drawn) for one in pictures],
+    [f"eta {eta:g}" for eta in etas],
+    columns=len(etas),
+    width=1.7,
+    title="Stained glass with more and more fresh noise",
+    alt="A cup and a landscape in stained glass with four values of eta, from soft colours to a net "
+    "of leads all over.",
+)
+agreement = [float(scores.edge_agreement(both, large).mean()) for both in drawn]
+print("outlines kept:", *(f"{eta:g}: {a:.2f}" for eta, a in zip(etas, agreement)), sep="  ")
+
+# %% [markdown]
+# The leads come, also in the sky, and the outlines of the photo go. So a LoRA brings an `eta` of its
+# own, from its training's settings: 0.6 for stained glass, 0 for the others, whose marks follow the
+# outlines of a photo or are there without it. `stylize` takes that unless it is told another.
+
+# %% [markdown]
 # **What it means.** There is nothing else in it. Encode once, decode once; in between, one call of
 # the UNet for each step, on the way up (if the noise is found by inversion) and on the way down.
 # All knobs of the following sections turn something in these four steps.
@@ -1335,8 +1365,9 @@ print(f"from this notebook's: {levels(Image.open(work / 'out.png'), drawn_here)}
 #   take longer than drawing. A folder pays that once.
 # - *Can I stack LoRAs in ComfyUI like in section 7?* Yes, one node after the other; the updates add
 #   there as well.
-# - *Larger pictures?* The base draws at its own size. Enlarge afterwards; a base that is asked for
-#   twice its size repeats itself.
+# - *Larger pictures?* `size` draws larger, with marks of the same size in pixels. The pocket base
+#   knows 128 and 256 px; far beyond the sizes that it knows, a base draws what it knows twice over.
+#   `original_size=True` enlarges afterwards.
 
 # %% [markdown]
 # ## Recap
@@ -1346,6 +1377,7 @@ print(f"from this notebook's: {levels(Image.open(work / 'out.png'), drawn_here)}
 #   the base.
 # - Predictions of the UNet are the price: steps × strength, twice with inversion, twice with
 #   guidance, which is useless without a prompt.
+# - `eta` gives the marks of a style noise to begin with where the photo is flat, and costs outlines.
 # - Scale may differ from group to group; a layer in two groups gets both.
 # - Styles add exactly. Loudness decides what is seen of each.
 # - A picture depends on its photo, its seed and the settings, not on its neighbours. A folder run
@@ -1356,8 +1388,8 @@ print(f"from this notebook's: {levels(Image.open(work / 'out.png'), drawn_here)}
 # ## If you want more
 # - In section 1, switch the LoRA on for the first half of the way down only, then for the second
 #   half only. Which half makes the marks, and which the palette?
-# - Start from a mixture of fresh and inverted noise. Is there a share at which the seed matters and
-#   the layout holds?
+# - Draw noise anew in the first half of the steps only, then in the second half only (`denoise` in
+#   stylenb/inference.py is short: copy it). Which half costs the outlines?
 # - Give `scale` a different value at each step: loud first and soft later, or the other way round.
 # - Mix a style with itself: `{style: 0.5}` and a copy of its file under another name at 0.5. What
 #   must come out, and does it?

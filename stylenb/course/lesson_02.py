@@ -183,8 +183,6 @@ exercise(start_index, steps_inputs, also=lambda draw: [(20, 0.01)]).mistakes(
     lambda n, s: n - max(1, int(n * s)),
     "Close: int() always rounds down; round the steps that run to the nearest number.",
     lambda n, s: int(n - n * s),
-    "That is about the timestep itself; asked for is its place in the list.",
-    lambda n, s: round(1000 * s),
     "Nearly: at a very low strength nothing is left to run. Take at least one step, max(1, ...).",
     lambda n, s: n - round(n * s),
 )

@@ -48,8 +48,6 @@ exercise(preserved_loss, _halves_inputs).mistakes(
     lambda p, n, w: _of_halves((p - n).abs(), w),
     "Those are sums: take the mean of each half.",
     lambda p, n, w: preserved_loss(p, n, w) * (p.numel() // 2),
-    "The weight has been squared: multiply after squaring.",
-    lambda p, n, w: preserved_loss(p, n, w**2),
 )
 
 
@@ -71,11 +69,6 @@ exercise(min_snr_halves, _min_snr_inputs).mistakes(
     "The second half has got the weights of the first. Every picture has a timestep of its own, "
     "so weigh before the batch is taken apart.",
     lambda e, r, g, w: _of_halves(e * (r.clamp(max=g) / r)[: len(r) // 2].repeat(2), w),
-    "The first half has got the weights of the second. Every picture has a timestep of its own, "
-    "so weigh before the batch is taken apart.",
-    lambda e, r, g, w: _of_halves(e * (r.clamp(max=g) / r)[len(r) // 2 :].repeat(2), w),
-    "Each half has got the weights of the other one.",
-    lambda e, r, g, w: _of_halves(e * (r.clamp(max=g) / r).roll(len(r) // 2), w),
     "The division by the SNR is missing: that weight is for an error of the picture, and this is "
     "one of the noise.",
     lambda e, r, g, w: _of_halves(e * r.clamp(max=g), w),
@@ -91,9 +84,6 @@ exercise(min_snr_halves, _min_snr_inputs).mistakes(
     lambda e, r, g, w: (e * r.clamp(max=g) / r)[: len(e) // 2].mean() + w * e[len(e) // 2 :].mean(),
     "The instance half is weighted by min-SNR as well.",
     lambda e, r, g, w: e[: len(e) // 2].mean() + w * (e * r.clamp(max=g) / r)[len(e) // 2 :].mean(),
-    "That is one mean over the whole batch: each half has a mean of its own, and the second one "
-    "is weighted.",
-    lambda e, r, g, w: (e * r.clamp(max=g) / r).mean(),
 )
 
 
@@ -166,8 +156,6 @@ exercise(drift_of, _drift_inputs).mistakes(
     "Average over the timesteps first, then divide: else a timestep with hardly an error would "
     "decide.",
     lambda b, a, n: (_squares(a, b, 2) / _squares(b, n, 2)).mean(1),
-    "Mean *squares*: square the differences.",
-    lambda b, a, n: (a - b).abs().flatten(1).mean(1) / (b - n).abs().flatten(1).mean(1),
 )
 
 
@@ -199,10 +187,6 @@ exercise(training_bytes, _bytes_inputs).mistakes(
     lambda t, f, b, s: t * (8 + s) + f * (b + s),
     "state_bytes holds both of AdamW's averages already: do not double it.",
     lambda t, f, b, s: t * (8 + 2 * s) + f * b,
-    "state_bytes is in bytes already.",
-    lambda t, f, b, s: t * (8 + 4 * s) + f * b,
     "Trained weights are float32 whatever the frozen ones are: 4 bytes each.",
     lambda t, f, b, s: t * (b + 4 + s) + f * b,
-    "frozen counts the frozen ones alone: nothing is to be taken off.",
-    lambda t, f, b, s: t * (8 + s) + (f - t) * b,
 )

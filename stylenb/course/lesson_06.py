@@ -187,8 +187,6 @@ exercise(batch_sizes, _batches_inputs, also=_batches_without_a_rest).mistakes(
     lambda count, limit, fixed, each: _batches(count, limit / each),
     "One too many: a part of a picture that fits is not a picture. Round down.",
     lambda count, limit, fixed, each: _batches(count, math.ceil((limit - fixed) / each)),
-    "Rounded up, the batch is beyond the limit: round down.",
-    lambda count, limit, fixed, each: _batches(count, round((limit - fixed) / each)),
     "That is safe, and the slowest: fill the limit.",
     lambda count, limit, fixed, each: _batches(count, 1),
     "`fixed` is needed once, whatever the batch, not once for each picture.",
