@@ -131,7 +131,7 @@ def autoencoder_rows(
     photos = dict(zip(SAMPLE_PHOTOS, found, strict=True))
     mean, mean_photo = np.mean(list(styles.values())), np.mean(list(photos.values()))
     rows = [
-        [of + f"{len(true['photo'])} photo-like scenes", f"{styles['photo']:.1f} dB", AIMS[size][0]],
+        [f"{of}{len(true['photo'])} photo-like scenes", f"{styles['photo']:.1f} dB", AIMS[size][0]],
         [of + "mean of all styles", f"{mean:.1f} dB", "24 dB"],
         [of + f"worst style ({worst})", f"{styles[worst]:.1f} dB", "19 dB"],
         [of + "scikit-image photographs", f"{mean_photo:.1f} dB", "24 dB"],

@@ -20,6 +20,7 @@ needs. The head of a notebook, its set-up cell and the links at its end are made
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import platform
 import re
@@ -277,6 +278,17 @@ def _output_text(outputs: list) -> str:
     return re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", "\n".join(texts))
 
 
+def _unseen(code: str) -> str:
+    """The name of what makes a picture in a cell and drops it, if there is one."""
+    try:
+        statements = ast.parse(code).body[:-1]
+    except SyntaxError:  # a magic or a shell command
+        return ""
+    calls = [s.value for s in statements if isinstance(s, ast.Expr)]
+    names = [ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)]
+    return " ".join(set(names) & {"show.sheet", "show.error_map", "show.figure"})
+
+
 def find_faults(source: Path) -> list[str]:
     """What is wrong with the editions of one lesson, as sentences; nothing is run."""
     faults = []
@@ -292,6 +304,9 @@ def find_faults(source: Path) -> list[str]:
         ran = outputs or any(cell.get("execution_count") for cell in cells)
         widgets = any("widget" in kind for output in outputs for kind in output.get("data", ()))
         place = MACHINE_PATH.search(_output_text(outputs))
+        unseen = " ".join(
+            _unseen(cell.source) for cell in cells if cell.cell_type == "code"
+        ).strip()
         wrong = {
             f"not what {source.name} gives": _cells(notebook)
             != _cells(make_edition(source, edition)),
@@ -302,6 +317,7 @@ def find_faults(source: Path) -> list[str]:
             "a cell ended in an error": any(o.output_type == "error" for o in outputs),
             "holds timings": any("execution" in cell.metadata for cell in cells),
             f"an output names a folder of one machine, {place and place[0]}": place,
+            f"a picture is not the last value of its cell, so nobody sees it: {unseen}": unseen,
         }
         faults += [f"{label}: {fault}" for fault, found in wrong.items() if found]
     return faults

@@ -198,6 +198,10 @@ OTHER = "not what 07_lesson.py gives"
         (printed("'/tmp/abc'"), "names a folder of one machine"),
         (printed("x" * 1_000_000), "more than 900 kB"),
         (
+            spoil(lambda cell: cell.update(source="show.sheet([one])\nprint(1)")),
+            "nobody sees it: show.sheet",
+        ),
+        (
             spoil(lambda cell: cell.update(execution_count=1), teacher=True),
             "the teacher's edition should have none",
         ),

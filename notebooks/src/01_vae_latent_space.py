@@ -264,8 +264,9 @@ show.sheet(
 # %% [markdown]
 # **What it means.** Below a certain width the stripes come back as something else: 4 numbers
 # cannot say where each of 64 pixels of a patch is dark. The pocket model's own styles were drawn
-# with marks of four pixels and more for this reason. Neither autoencoder has seen many bare
-# stripes, so this is a hard test even for wide ones.
+# with marks of about four pixels and more for this reason. Those its autoencoder has learned. Bare
+# stripes neither autoencoder has seen often, so this is a hard test even for wide ones: here those
+# of four pixels come back as green dots, and those of twelve with a tint.
 #
 # ### Which styles survive?
 # The same scene in every style that `stylenb` can draw.
@@ -328,11 +329,12 @@ show.sheet(
     pixels=True,
     title="The four latent channels",
     alt="Each picture beside its four latent channels as coarse maps. The layout of the picture "
-    "can be made out in every channel, with other parts positive and negative in each.",
+    "can be made out in most of them, best in channel 1; of the cat, channels 0 and 2 show little.",
 )
 
 # %% [markdown]
-# You can still see the picture: the latents keep its **layout**. A place in the latents stands for
+# You can still see the picture, in some channels better than in others: the latents keep its
+# **layout**. A place in the latents stands for
 # the same place in the picture. But no channel is simply "red" or "edges". Let us turn one channel
 # at a time up and down, everywhere at once, and decode.
 
@@ -353,7 +355,7 @@ show.sheet(
     width=1.4,
     title="The cat with one channel turned up or down",
     alt="Eight versions of the cat. Turning one channel changes brightness or tints the whole "
-    "picture; the cat stays where it is.",
+    "picture, for most with a fine pattern of dots or stripes; the cat stays where it is.",
 )
 
 # %% [markdown]
@@ -517,8 +519,8 @@ show.sheet(
     [one[0].float().cpu().clamp(-1, 1) for one in wrong],
     ["right", "scaled twice", "never scaled"],
     title="When the scaling factor is forgotten",
-    alt="The cat decoded rightly, and twice with latents of the wrong size: washed out or harsh "
-    "and discoloured.",
+    alt="The cat decoded rightly, and twice with latents of the wrong size: once grey and washed "
+    "out, with slanted stripes, once harsh and discoloured, with dots.",
 )
 
 # %% [markdown]
@@ -587,8 +589,9 @@ for t, one, other in zip(shares, in_latents, in_pixels):
 # fulfil.
 #
 # And look at the spread: half way it is smaller than at both ends. Unrelated numbers partly cancel
-# when they are averaged. The UNet expects a spread of about 1, so mixtures of this kind are too
-# flat for it. Keep that in mind for the next exercise.
+# when they are averaged. (The ends are below 1 too: the stored factor makes the spread 1 over all
+# its training pictures together, not for each one.) So mixtures of this kind are flatter than the
+# pictures that the UNet knows. Keep that in mind for the next exercise.
 
 # %% [markdown]
 # ## 6. Noise in latents, noise in pixels
@@ -649,7 +652,7 @@ show.sheet(
     width=1.3,
     title="The same amount of noise in pixels and in latents",
     alt="Two rows with growing noise. In pixels it is fine grain through which the scene stays "
-    "visible; in latents, shapes and colours dissolve into soft coloured patches.",
+    "visible; in latents, shapes and colours dissolve into coloured patches, harsh at the end.",
 )
 
 # %% [markdown]
@@ -685,8 +688,9 @@ show.interactive(draw, where=["latents", "pixels"], amount=(0.0, 1.0, 0.05, 0.3)
 # **What it means.** This is what the UNet of the next lesson has to undo. The noise it takes away
 # is not grain but wrong patches: wrong colours, wrong shapes. So its work is to *draw*, not to
 # smooth. And a little noise in latents already removes what a style is made of, fine texture,
-# while the layout stays. Style transfer in lesson 00 lives on just that: enough noise to forget
-# the texture, not enough to forget the scene.
+# while the layout stays. With more, the scene goes as well. Style transfer in lesson 00 goes
+# further up than that and keeps the scene all the same, because its noise is not random: it is the
+# noise from which the model would draw this very photo. Lesson 02 finds it.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -705,8 +709,8 @@ show.interactive(draw, where=["latents", "pixels"], amount=(0.0, 1.0, 0.05, 0.3)
 #   size.
 # - Latents keep the layout; most of their content is mixed colour, the rest says where edges run.
 # - What is finer than a few pixels is lost on the way, and the UNet cannot bring it back.
-# - The scaling factor makes the spread 1, because the noise schedule counts on it. Nothing warns
-#   you when it is wrong.
+# - The scaling factor makes the spread 1 over the training pictures, because the noise schedule
+#   counts on it. Nothing warns you when it is wrong.
 # - A mixture of latents is a double exposure; noise in latents is wrong patches, not grain.
 #
 # ## If you want more

@@ -256,7 +256,8 @@ figure
 # **What it means.** Picture and noise are level about a third of the way up, well before the
 # middle. Yet in the decoded pictures something could still be seen beyond that point: the SNR is
 # that of *one* latent number, and an eye takes many together. We come back to that in section 8.
-# (The schedule assumes latents with a spread of 1; those of lesson 01 had nearly that.)
+# (The schedule assumes latents with a spread of 1. Those of our pictures have less, see the first
+# output, so with them the noise takes over a little earlier still.)
 
 # %% [markdown]
 # ## 3. Naming the noise
@@ -782,9 +783,9 @@ show.sheet(
 
 # %% [markdown]
 # The words steer, loosely (is there a house?); the noise decides the rest. The pocket model knows
-# the words of its captions and no others: landscapes above all, a few things such as a cat and a
-# cup, and seven manners of drawing them. It has never seen a violin, so what that word does to the
-# picture means nothing. (Stable Diffusion v1.5 does know violins.)
+# the words of its captions and no others: landscapes above all, some things cut out of photos, and
+# seven manners of drawing them. A violin was only one of 314 cut-outs, and none comes: most likely
+# the model has met the word too seldom. (Stable Diffusion v1.5 does know violins.)
 #
 # How much is a *true* text worth in naming the noise, and how much harm does a wrong one do? Four
 # texts for each of the eight scenes: none, its own caption, the caption of another scene, and its
@@ -947,8 +948,8 @@ show.sheet(
 )
 
 # %% [markdown]
-# At 0 the prompt is not heard; then it takes over. Far out the picture is overdone: guidance
-# extrapolates, and beyond some point there is nothing real.
+# At 0 the prompt is not heard; then it takes over: the moon turns clear, the colours grow deep.
+# Yet guidance extrapolates: beyond some scale, further than here, the picture is overdone.
 #
 # **Predict:** and if the prompt is `""`?
 
@@ -1000,8 +1001,9 @@ for name in ways:
 #
 # - *What is a negative prompt?* A text in the place of `""` in exercise 5. The picture is then
 #   pushed away from that text. It needs both calls as well.
-# - *Would a caption of the photo help style transfer?* A little, at high strength, where little of
-#   the photo is left (end of section 5). It has to be a true one, for every photo.
+# - *Would a caption of the photo help style transfer?* With random noise at high strength it may:
+#   at t = 760 a true one takes a third off the error (end of section 5). An inverted start shows
+#   the photo anyway. And it has to be a true one, for every photo.
 # - *Should zeros not be the neutral input?* Zero is only neutral for a network that was taught so.
 #   Some later models do take zeros for "no prompt", because they were trained that way.
 
@@ -1146,9 +1148,9 @@ figure = show.figure(
     6,
     2.8,
     "What is left of the original, in blocks of 1/8 of the width",
-    alt="Agreement with the original over strength. At the start of the run it falls steeply, "
-    "after redrawing more slowly; a dashed line marks what two different pictures have in common, "
-    f"{chance:.2f}.",
+    alt="Agreement with the original over strength. At the start of the run it falls all the way; "
+    "after redrawing it holds much longer, then drops too; a dashed line marks what two different "
+    f"pictures have in common, {chance:.2f}.",
 )
 axes = figure.subplots()
 axes.plot(strengths, before, "o-", markersize=3, label="noisy start", color="#888888")
@@ -1289,19 +1291,22 @@ show.sheet(
     columns=2 * len(fitting),
     width=1.15,
     title=f"Above from random noise, below from the inverted start, at strength {strength:g}",
-    alt="The scene and the photo in three styles. From random noise another picture has come; "
-    "from the inverted start it is the same scene and the same cup in the style.",
+    alt="The scene and the photo in three styles. From random noise mostly another picture has "
+    "come; from the inverted start it is the same cup, and the same scene but for the woodcut, "
+    "where the tree is gone and the lighthouse is a smudge.",
 ) if fitting else print("The styles that come with the course fit the pocket base only.")
 
 # %% [markdown]
 # **What it means.** The inverted start keeps the layout even at a strength at which random noise
-# leaves little of it. The price: the way up costs as many calls of the UNet as the way down, there
+# leaves little of it. Small things may go all the same: look for the tree in the scene's woodcut.
+# The price: the way up costs as many calls of the UNet as the way down, there
 # is no seed to try another of, and whatever the LoRA does not push away from the photo stays as it
 # was, so that a style may come out paler.
 #
 # On the pocket model, whose coarse grid bears little random noise, `stylize` works like this
 # (`solver="inversion"`); on SD v1.5, with random noise (`solver="ddim"`), as is customary there.
-# Both take either.
+# Both take either. (For stained glass `stylize` also draws part of the noise anew on the way down:
+# `eta`, lesson 06. There the seed counts again.)
 
 # %% [markdown]
 # ## Recap

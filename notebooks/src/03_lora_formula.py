@@ -540,7 +540,7 @@ from stylenb.lora_files import find_lora, load_lora
 
 plain = with_own_unet(base)  # a copy without LoRA, for what we do by hand
 
-# two of blueprint, ink, neon, woodcut, which have one rank and the same layers; on "sd15" two paths
+# two of the shipped styles, which all have one rank and the same layers; on "sd15" two paths
 style, other = "ink", "woodcut"
 
 with safe_open(find_lora(style), "pt") as file:
@@ -585,7 +585,7 @@ print(f"counted {counted:,} parameters, the file has {size:,} bytes")
 
 # %% [markdown]
 # An alpha above 1? It was trained at 1 and turned up when it was finished; lesson 04 says why, and
-# goes a little further. (Three of the shipped styles are older, and have 1.)
+# tries other values. (All the shipped styles have 1.5.)
 #
 # How much has training changed? The size of a matrix is the root of the sum of its squares. We
 # print the size of the update as a share of that of $W$, the largest first. **Predict:** which kind
@@ -936,8 +936,9 @@ show.sheet(
     columns=len(scales),
     width=1.15,
     title=f"{first}, scale from -1 to 2",
-    alt="A drawn scene and a cat at seven scales. At 0 they are redrawn without the style; to the "
-    "right the style gets louder, to the left the pictures change in another way.",
+    alt="A drawn scene and a cat at seven scales. At 0 they are redrawn without the style. At a "
+    "half the ink is boldest, at 1 the hatching is denser and the outlines are weaker, and from "
+    "1.5 on colours come back. To the left the pictures get darker and dimmer.",
 )
 
 # %% [markdown]
@@ -973,7 +974,8 @@ figure
 # %% [markdown]
 # **What it means.** At 0 and 1 the curve meets the dashed line because of how we measure. Elsewhere
 # it need not: what lies between these layers bends it, so that half the scale is not half the
-# effect and may even be more than all of it. And above the α of its training a LoRA is where
+# effect and may even be more than all of it. The sheet shows the same: at a half the ink is bolder
+# than at 1, and at 2 colours come back. And above the α of its training a LoRA is where
 # training has never been, which these are at scale 1 already. How far
 # a style stays good differs from one to the next; look at yours. A negative scale is not the
 # opposite of a style. It moves the weights the other way, and what pictures that makes, nobody has
@@ -1200,7 +1202,8 @@ for k in (1, 4, 16, 64, min(W.shape)):
 # - r × (in + out) numbers for each layer: far fewer than W has, and fewer than many people say.
 # - Merged and detour are equal but for rounding. Unmerging by subtraction is not exact; a copy is.
 # - Updates add exactly. As and Bs do not.
-# - The scale is a volume knob. A negative one does not give the opposite of a style.
+# - The scale turns a style up and down, but not evenly: more is not always louder. A negative one
+#   does not give the opposite of a style.
 #
 # ## If you want more
 # - Cut the updates in `trained` down to the rank that was enough, and save them as a LoRA of that

@@ -1326,7 +1326,7 @@ show.sheet(
 # eyes? The three need not agree: if the judge is content at 1 already, and the truth is nearer
 # there, then 1 would do for this style. `final_alpha` is one value for all styles, and a
 # compromise: woodcut, for one, hardly gets beyond the photo at 1. That is what `scale` is for when
-# you stylise: it multiplies α. (The shipped LoRAs are a little older, and have 1.3 or 1.)
+# you stylise: it multiplies α. (The shipped LoRAs have 1.5.)
 #
 # ### One term at a time
 # **Predict:** L2 alone has only ever seen pictures in the style. At the base's default strength the

@@ -130,7 +130,8 @@ print(f"{name}: {find_lora(style).stat().st_size / 1000:.0f} kB for {len(layers)
 print(where)
 print("W", tuple(layer.get_base_layer().weight.shape), end="   ")
 print("A", tuple(layer.lora_A[name].weight.shape), end="   ")
-print("B", tuple(layer.lora_B[name].weight.shape), "  (out, in), as torch stores them")
+print("B", tuple(layer.lora_B[name].weight.shape), end="   ")
+print("(out, in), as torch stores them; 1, 1 is a convolution of 1 × 1")
 
 test = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(base.device)
 set_scale(base, None)
@@ -219,8 +220,8 @@ show.sheet(
     ["photo", *(f"after {i} steps" for i in shown)],
     width=1.1,
     title="From the photo to the noise and down to the picture",
-    alt="The photo; then, decoded, the noisy start, three stages on the way down, which clear up, "
-    "and the picture in the style.",
+    alt="The photo; then, decoded, the noisy start, in which the cup is still seen in false "
+    "colours; three stages on the way down, which turn into the style; and the picture in it.",
 )
 
 # %% [markdown]
@@ -245,6 +246,8 @@ print("the same but for rounding:", difference <= 2)
 # %%
 shares = [0.0, 0.5, 1.0]
 held = [redraw(photo, injection=share) for share in shares]
+agreement = [float(scores.edge_agreement(one, photo)) for one in held]
+print("outlines kept:", *(f"{share:g}: {a:.2f}" for share, a in zip(shares, agreement)), sep="  ")
 show.sheet(
     [photo, *held],
     ["photo", *(f"injection {share:g}" for share in shares)],
@@ -252,8 +255,6 @@ show.sheet(
     title="The same noise, the same LoRA, held more and more",
     alt="The photo, and the same in the style with no, half and full injection of its attention.",
 )
-agreement = [float(scores.edge_agreement(one, photo)) for one in held]
-print("outlines kept:", *(f"{share:g}: {a:.2f}" for share, a in zip(shares, agreement)), sep="  ")
 
 # %% [markdown]
 # Queries and keys carry no colour. It costs no call of the UNet, as the way up was gone anyway, and
@@ -272,22 +273,22 @@ large = [sample_photo("coffee", base.default_size), draw_scene(7, base.default_s
 leaded = "stained_glass" if base.name == "pocket" else style
 etas = [0.0, 0.3, 0.6, 0.9]
 drawn = [redraw(large, leaded, eta=eta, size=base.default_size) for eta in etas]
+agreement = [float(scores.edge_agreement(both, large).mean()) for both in drawn]
+print("outlines kept:", *(f"{eta:g}: {a:.2f}" for eta, a in zip(etas, agreement)), sep="  ")
 show.sheet(
     [one for pictures in zip(*drawn) for one in pictures],
     [f"eta {eta:g}" for eta in etas],
     columns=len(etas),
     width=1.7,
     title="Stained glass with more and more fresh noise",
-    alt="A cup and a landscape in stained glass with four values of eta, from soft colours to a net "
-    "of leads all over.",
+    alt="A cup and a landscape in stained glass with four values of eta, from soft colours to "
+    "leads all over.",
 )
-agreement = [float(scores.edge_agreement(both, large).mean()) for both in drawn]
-print("outlines kept:", *(f"{eta:g}: {a:.2f}" for eta, a in zip(etas, agreement)), sep="  ")
 
 # %% [markdown]
-# The leads come, also in the sky, and the outlines of the photo go. So a LoRA brings an `eta` of its
-# own, from its training's settings: 0.6 for stained glass, 0 for the others, whose marks follow the
-# outlines of a photo or are there without it. `stylize` takes that unless it is told another.
+# The leads come, also in the sky, and the outlines of the photo go. So a LoRA brings an `eta` of
+# its own, from its training's settings: 0.6 for stained glass, 0 for the others, whose marks follow
+# the outlines of a photo or are there without it. `stylize` takes that unless told another.
 
 # %% [markdown]
 # **What it means.** There is nothing else in it. Encode once, decode once; in between, one call of
@@ -423,7 +424,7 @@ show.sheet(
     width=0.8,
     title=f"{name}: strength × scale",
     alt="A photograph and a landscape in a grid: strength grows to the right, scale downwards. At "
-    "the top left they are nearly as they were, at the bottom right the style has taken over.",
+    "the top left they are nearly as they were, at the bottom right in glaring false colours.",
 )
 
 # %%
@@ -437,11 +438,12 @@ for score, label in (("edges", "outlines kept"), ("judge", "in the style, says t
 
 # %% [markdown]
 # **What it means.** Go along the rows, then along the columns, of the pictures as well as of the
-# numbers (which come from two pictures, so trust only large differences). A style that is too pale
-# can be helped by either knob, and both pay with outlines. Scale pays in another coin as well: far
-# above 1 the UNet draws as nobody trained it to (look at the corner at the bottom right). A usual
-# way to find a setting: leave scale at 1, raise the strength until the layout breaks, take one step
-# back, then correct with the scale.
+# numbers (which come from two pictures, so trust only large differences). Strength brings the style
+# and pays with outlines. Scale costs hardly any outlines here, and more of it is not more style:
+# far above 1 the UNet draws as nobody trained it to, colours of the photo come back, and at the
+# bottom right there are some that neither the photo nor the style has. A usual way to find a
+# setting: leave scale at 1, raise the strength until the style is there or the layout breaks, then
+# try scales a little below and above 1.
 #
 # Lesson 07 asks which of these cells are worth having at all. Here are the sliders. (On a page that
 # only shows the notebook, you see the picture but no sliders.)
@@ -592,9 +594,9 @@ print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs(
 # **What it means.** Guidance asks the UNet twice and goes on beyond the difference of the answers.
 # Without a prompt both questions are the same question, so the second answer is paid for and thrown
 # away. Programs leave guidance on by default. If you use a LoRA of this course elsewhere, without a
-# prompt, set the guidance scale (often called *CFG*) to 1: the picture is the same at about half
-# the price. (The halves are only about halves, as a batch of two may keep a machine busier than two
-# batches of one.)
+# prompt, set the guidance scale (often called *CFG*) to 1: the picture is the same for half the
+# predictions. (The time saved is less than half, as a batch of two may keep a machine busier than
+# two batches of one.)
 #
 # Inversion doubles the cost again, in another place, and for something: the layout.
 
@@ -609,7 +611,7 @@ print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs(
 # **Predict:** do twice the steps take twice the time?
 
 # %% tags=["parameters"]
-tried = {"ddim": [5, 10, 30, 60], "inversion": [5, 10, 20, 40], "dpm": [3, 5, 10, 20]}
+tried = {"ddim": [10, 20, 30, 60], "inversion": [5, 11, 20, 40], "dpm": [5, 10, 20, 40]}
 many = 120  # steps of the pictures that the others are compared with
 pair = [photo, scene]
 rows = []
@@ -664,9 +666,9 @@ for solver in solvers:
 # decode, load. More steps keep bringing the picture nearer, at no fixed rate. Where does the
 # course's own default stand (`base.default_num_inference_steps` of `base.default_solver`)? Below
 # the dashed line it is a compromise with time. And look at what the numbers cannot say, which is
-# whether the picture of many steps is *better*, or only another one. With `"ddim"` and `"dpm"`, few
-# steps draw much the same picture, more coarsely. With `"inversion"`, an error on the way up is an
-# error in the noise, and comes down again as a change of the photo.
+# whether the picture of many steps is *better*, or only another one. With `"dpm"`, few steps draw
+# much the same shapes. With `"inversion"`, another number of steps finds another noise on the way
+# up, and so other marks come out of it on the way down.
 
 # %%
 show.sheet(
@@ -836,9 +838,10 @@ print(f"{loud} is {float(loudness.max() / loudness.min()):.2f} times as loud as 
 # %% [markdown]
 # ### Exercise 3: fair weights
 # Given are the loudness of each style and the share that each is to have; the shares add up to 1.
-# At weight *w*, a style of loudness *l* is about *w × l* loud. Find the weights at which each style
-# is as loud as its share of the **mean loudness**. Then their loudnesses add up to that of one
-# style, and with equally loud styles the weights are the shares.
+# At weight *w*, a style of loudness *l* is, as a first guess, *w × l* loud. Find the weights at
+# which, by this guess, each style is as loud as its share of the **mean loudness**. Then the
+# guessed loudnesses add up to that of one style, and with equally loud styles the weights are the
+# shares.
 
 
 # %% tags=["exercise"]
@@ -888,9 +891,8 @@ show.sheet(
 # %% [markdown]
 # **What it means.** A mix is not a blend of two pictures. Both updates pull at the same layers in
 # every step, and what comes of it may be a third manner, or one may win after all: loudness is a
-# mean over everything, and says nothing of *where* a style is loud. Nor do loudnesses simply add
-# up: compare the last column in the middle with that at the ends. Where two styles pull in
-# different directions, part of it cancels, and the mix is paler than either. The exact sum is the
+# mean over everything, and says nothing of *where* a style is loud. Nor does it simply follow the
+# weight: by our guess the two ends should be equally loud, and they are not. The exact sum is the
 # fair beginning; then turn the weights by eye. Try `redraw(pair, {style: 1, other: 1})`.
 
 # %% [markdown] tags=["instructor"]
@@ -1228,7 +1230,7 @@ for path in (for_diffusers, for_kohya):
 # **Predict:** will the picture be *like* ours, or the *same*?
 
 # %%
-at_ten = {"strength": like["ddim"], "num_inference_steps": 10}
+at_ten = {"strength": 0.4, "num_inference_steps": 10}
 ours = redraw(photo, for_diffusers, solver="ddim", **at_ten)
 full = redraw(photo, for_diffusers, scale=2.0, solver="ddim", **at_ten)  # 2 × 0.5
 theirs = {}
@@ -1377,7 +1379,7 @@ print(f"from this notebook's: {levels(Image.open(work / 'out.png'), drawn_here)}
 #   the base.
 # - Predictions of the UNet are the price: steps × strength, twice with inversion, twice with
 #   guidance, which is useless without a prompt.
-# - `eta` gives the marks of a style noise to begin with where the photo is flat, and costs outlines.
+# - `eta` gives marks noise to begin with where the photo is flat, and costs outlines.
 # - Scale may differ from group to group; a layer in two groups gets both.
 # - Styles add exactly. Loudness decides what is seen of each.
 # - A picture depends on its photo, its seed and the settings, not on its neighbours. A folder run

@@ -220,8 +220,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# **What it means.** Most of the gain comes early and is colour; edges come late and go on getting
-# better for as long as one can wait. What the autoencoder has over shrinking is that it knows what
+# **What it means.** Most of the gain comes early and is colour; edges come late. The curve ends
+# flat because the learning rate falls to nothing; with more steps the edges would go on getting
+# better. What the autoencoder has over shrinking is that it knows what
 # scenes look like: an edge that is probable may be drawn sharp. What it cannot keep, such as a
 # window, is gone for good.
 
@@ -399,8 +400,8 @@ show.sheet(
     width=0.9,
     pixels=True,
     title="What the UNet draws while it learns, from the same noise",
-    alt="Rows of eight pictures: first noise, then blotches, at last simple landscapes with sky "
-    "above and ground below.",
+    alt="Rows of eight pictures: first noise, then blotches, at last soft streaks of colour; some "
+    "can be told for a landscape with the sun or moon above.",
 )
 
 # %% [markdown]
@@ -479,8 +480,8 @@ show.sheet(
 
 # %% [markdown]
 # ## 4. The real ones
-# The pocket model is the same thing with more of everything: 128 pixels instead of 32, a factor of
-# 8 instead of 4, and a text encoder, so that captions can steer it. Counted, not quoted:
+# The pocket model is the same thing with more of everything: 128 and 256 pixels instead of 32, a
+# factor of 8 instead of 4, and a text encoder, so that captions can steer it. Counted, not quoted:
 
 # %%
 from diffusers import UNet2DConditionModel
@@ -500,7 +501,8 @@ print(f"text encoder of {base.name:10s} {count(base.text_encoder):13,}")
 print(f"UNet of SD v1.5            {count(unet_of_sd):13,}")
 
 # %% [markdown]
-# The record that its training left behind:
+# The record that its training left behind. (The stages called `further` ran as scripts of their
+# own; their commands are what does the like now.)
 
 # %%
 import json
@@ -509,18 +511,18 @@ from pathlib import Path
 record = Path(stylenb.__file__).parents[1] / "data" / "training.json"
 story = json.loads(record.read_text()) if record.exists() else {}
 for stage, facts in story.items():
-    seen = facts["steps"] * facts["batch_size"]
-    print(f"{stage:10s} {facts['steps']:7,} steps, {seen:9,} pictures or crops")
-    print(f"{'':10s} {facts['hours']:.2f} h on {facts['hardware']}: {facts['command']}")
+    seen = facts.get("samples", facts["steps"] * facts["batch_size"])
+    print(f"{stage:17s} {facts['steps']:7,} steps, up to {seen:9,} pictures or crops")
+    print(f"{'':17s} {facts['hours']:.2f} h on {facts['hardware']}: {facts['command']}")
 
 # %%
 curves = {"vae": ("psnr", "PSNR, dB"), "text-unet": ("mse", "error of the noise prediction")}
 figure = show.figure(
     7,
     2.6,
-    "The pocket model in training",
-    alt="The reconstruction gets better and the error of the "
-    "noise prediction falls, both fast at first and slowly for the rest of the time.",
+    "The pocket model in training: the first stage, at 128 px",
+    alt="The reconstruction gets better fast, then slowly, and faster again in the last third. The "
+    "error of the noise prediction falls fast at first and slowly for the rest of the time.",
 )
 for axes, (stage, (key, label)) in zip(figure.subplots(1, 2), curves.items()):
     rows = [row for row in story.get(stage, {}).get("log", []) if key in row][1:]
@@ -532,22 +534,24 @@ for axes, (stage, (key, label)) in zip(figure.subplots(1, 2), curves.items()):
 figure
 
 # %% [markdown]
-# Both curves have the shape that you have just seen, and both would have gone on. What made the
-# difference, apart from patience:
+# Both start as the curve that you have seen: fast, then slow. The PSNR rises again in the last
+# third, when the learning rate falls and whole pictures take the place of crops. Then both
+# networks went on, at 128 and 256 px on a GPU: the stages called `further`, which the figure
+# leaves out. What made the difference, apart from patience:
 #
 # - **The training pictures are the model.** Trained on landscapes alone, it turned photographs of
 #   animals into hills, because hills were all it knew. So a part of the pictures are crops of
 #   photographs and random overlapping shapes.
-# - **Captions are dropped now and then** in training (here 18 % of them, see
-#   `data/pretrain.py`), so that the empty caption means "any picture". The whole course
-#   runs without a prompt because of it.
+# - **Captions are dropped now and then** in training (18 % of those of whole pictures, half of
+#   those of parts, see `data/pretrain.py`), so that the empty caption means "any picture". The
+#   whole course runs without a prompt because of it.
 # - **Some styles are held out.** The UNet never saw stained glass or a blueprint. What a LoRA adds
 #   in lesson 04 is really new to it.
 # - **The autoencoder sets the ceiling.** Marks finer than about four pixels do not survive it, so
 #   styles were drawn with coarser marks.
 #
-# To make it all again, from nothing: `python data/pretrain.py --help` says how long each
-# stage takes. Does it listen to words?
+# To make one like it, from nothing: `python data/pretrain.py --help` lists the stages, and
+# `data/README.md` tells how the further ones ran on a GPU. Does it listen to words?
 
 # %%
 from stylenb.pocket.styles import KNOWN, PHRASES
@@ -581,8 +585,9 @@ show.sheet(
 )
 
 # %% [markdown]
-# Manner and light follow the words. The house is a blot at best: what was said of the small network
-# holds here too, small things are learned last.
+# Manner and light follow the words, though oil is hardly more than a warmer photo. The house is a
+# peaked shape by the water at best: what was said of the small network holds here too, small things
+# are learned last.
 
 # %% [markdown]
 # ## Recap
