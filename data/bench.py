@@ -427,17 +427,8 @@ def bench_styles(
             ]
         )
         print(row(*rows[-1]), flush=True)
-    heads = [
-        "style",
-        "steps",
-        "seconds",
-        "judged right",
-        "without LoRA",
-        "kept",
-        "to the truth",
-        "photo",
-    ]
-    heads += ["plain", "LPIPS to the truth", "photo", "plain"]
+    heads = ["style", "steps", "seconds", "judged right", "without LoRA", "kept"]
+    heads += ["to the truth", "photo", "plain", "LPIPS to the truth", "photo", "plain"]
     return [
         f"Steps of {how.batch_size}, rank {how.rank}, alpha {how.final_alpha:g} when finished, "
         "otherwise as data/README.md says; *seconds* of the whole training, encoding "

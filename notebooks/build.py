@@ -278,15 +278,15 @@ def _output_text(outputs: list) -> str:
     return re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", "\n".join(texts))
 
 
-def _unseen(code: str) -> str:
-    """The name of what makes a picture in a cell and drops it, if there is one."""
+def _unseen(code: str) -> set[str]:
+    """The names of what makes a picture in a cell and drops it."""
     try:
         statements = ast.parse(code).body[:-1]
     except SyntaxError:  # a magic or a shell command
-        return ""
+        return set()
     calls = [s.value for s in statements if isinstance(s, ast.Expr)]
     names = [ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)]
-    return " ".join(set(names) & {"show.sheet", "show.error_map", "show.figure"})
+    return set(names) & {"show.sheet", "show.error_map", "show.figure"}
 
 
 def find_faults(source: Path) -> list[str]:
@@ -304,9 +304,8 @@ def find_faults(source: Path) -> list[str]:
         ran = outputs or any(cell.get("execution_count") for cell in cells)
         widgets = any("widget" in kind for output in outputs for kind in output.get("data", ()))
         place = MACHINE_PATH.search(_output_text(outputs))
-        unseen = " ".join(
-            _unseen(cell.source) for cell in cells if cell.cell_type == "code"
-        ).strip()
+        dropped = {name for c in cells if c.cell_type == "code" for name in _unseen(c.source)}
+        unseen = ", ".join(sorted(dropped))
         wrong = {
             f"not what {source.name} gives": _cells(notebook)
             != _cells(make_edition(source, edition)),
