@@ -81,7 +81,7 @@ def find_lora(style: str | Path) -> Path:
 
 def about_lora(path: str | Path) -> dict:
     """What the metadata of a LoRA file says of its training; {} if it was made elsewhere."""
-    with open_safetensors(Path(path)) as file:
+    with open_safetensors(Path(path)) as file, _whole(Path(path).name):
         return json.loads((file.metadata() or {}).get("stylenb", "{}"))
 
 
@@ -107,6 +107,7 @@ def load_lora(base: Base, style: str | Path) -> str:
         return name
     refuse_merged(base)
     state, config = _read(base, path)
+    eta = about_lora(path).get("settings", {}).get("eta", 0.0)
     remove_lora(base, name)  # another file of this name, or one that was written since
     with switched(base, None):
         try:
@@ -120,7 +121,7 @@ def load_lora(base: Base, style: str | Path) -> str:
             remove_lora(base, name)
             raise
     config = base.unet.peft_config[name]
-    config.file_read, config.eta = file_read, about_lora(path).get("settings", {}).get("eta", 0.0)
+    config.file_read, config.eta = file_read, eta
     return name
 
 
@@ -309,7 +310,8 @@ def save_lora(base: Base, path: str | Path, name: str = "style", about: dict | N
     kept = {f"unet.{part}": getattr(config, part) for part in parts}
     # the modules are a set, or text, which is a pattern, in a file from elsewhere
     metadata = {"lora_adapter_metadata": json.dumps(kept, default=sorted)}
-    return write_safetensors(Path(path), state, metadata, {"base": base.name, **(about or {})})
+    eta = {"settings": {"eta": config.eta}} if getattr(config, "eta", 0) else {}
+    return write_safetensors(Path(path), state, metadata, {"base": base.name} | eta | (about or {}))
 
 
 def export_lora(base: Base, name: str, folder: str | Path, about: dict | None = None) -> list[Path]:
@@ -338,11 +340,9 @@ def export_lora(base: Base, name: str, folder: str | Path, about: dict | None = 
     }
     if base.unet.config.cross_attention_dim == SD15_TEXT_WIDTH:
         metadata["ss_base_model_version"] = "sd_v1"
-    about = {"base": base.name, **(about or {})}
-    return [
-        save_lora(base, folder / f"{name}.safetensors", name, about),
-        write_safetensors(folder / f"{name}.kohya.safetensors", state, metadata, about),
-    ]
+    first = save_lora(base, folder / f"{name}.safetensors", name, about)
+    kohya = folder / f"{name}.kohya.safetensors"
+    return [first, write_safetensors(kohya, state, metadata, about_lora(first))]
 
 
 def _state(base: Base, name: str) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import stylenb
 from stylenb import StylenbError, export_lora, load_lora, set_scale
 from stylenb.inference import denoise
 from stylenb.lora import adapters, add_lora, lora_layers, remove_lora
-from stylenb.lora_files import about_lora
+from stylenb.lora_files import about_lora, save_lora
 from stylenb.weights import DATA
 
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -135,6 +135,17 @@ def test_a_round_trip_keeps_rank_alpha_and_weights(rank, alpha, base, tiny, tmp_
         first, second = load_file(path), load_file(again)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_the_eta_that_a_lora_is_drawn_with_stays_with_it(base, tmp_path):
+    add_lora(base, "mine", rank=4)
+    fill(base, "mine")
+    told = {"settings": {"eta": 0.7}}
+    name = load_lora(base, save_lora(base, tmp_path / "told.safetensors", "mine", told))
+    for path in export_lora(base, name, tmp_path / "again"):
+        assert base.unet.peft_config[load_lora(base, path)].eta == 0.7
+    for path in export_lora(base, "mine", tmp_path / "again"):
+        assert base.unet.peft_config[load_lora(base, path)].eta == 0
 
 
 def same_layers(base, name, other, there):

@@ -710,6 +710,10 @@ SPOILT = {
         "size mismatch",
     ),
     "metadata that is none": (spoil(nonsense=1), "not a whole LoRA"),
+    "no story": (
+        lambda good, path: save_file(load_file(good), path, {"stylenb": "{"}),
+        "not a whole LoRA",
+    ),
     "B is zero": (each(torch.zeros_like, ".lora_B."), "changes nothing", "B is zero", "0 steps"),
     "A is zero": (
         each(torch.zeros_like, ".lora_A."),

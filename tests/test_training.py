@@ -397,6 +397,19 @@ def test_stopped_with_a_folder_the_same_call_resumes(stop, base, whole_run, tmp_
     assert same(weights(base), whole_run)
 
 
+def test_a_run_with_the_noise_of_inversions_resumes_too(base, tmp_path):
+    settings = replace(TWICE, picture_noise="inversion", lpips_weight=0.5)
+    train(base, settings)
+    whole = weights(base)
+    stylenb.remove_lora(base, "mine")
+    hook = interrupted(base, 20, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, settings, folder=tmp_path, checkpoint_every=1)
+    hook.remove()
+    history = train(base, settings, folder=tmp_path, checkpoint_every=1)
+    assert history.finished and same(weights(base), whole)
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("out of memory")])
 def test_stopped_by_hand_without_a_folder_keeps_what_was_learned(stop, base):
     hook = interrupted(base, 4, stop)
