@@ -317,8 +317,7 @@ def trainable(unet: torch.nn.Module, train: str) -> dict[str, torch.nn.Parameter
 
 
 def one_precision(base: Base):
-    """While a half-precision base is trained, some of its weights are float32: autocast brings
-    them together."""
+    """A half-precision base in training has some float32 weights: autocast brings all together."""
     if base.dtype.itemsize == 2:
         return torch.autocast(base.device.type, base.dtype)
     return contextlib.nullcontext()

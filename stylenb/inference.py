@@ -1,8 +1,8 @@
 """Style transfer without a prompt: encode -> add noise -> denoise with the style's LoRA -> decode.
 
-The image-to-image of SDEdit (https://arxiv.org/abs/2108.01073) with "" as the only condition and
-no guidance, so that each step is one call of the UNet; or, to keep more of the photo, the same from
-the noise that DDIM finds when it is run backwards, held by its own attention. All that decides
+The image-to-image of SDEdit (https://arxiv.org/abs/2108.01073) with "" as the only condition, one
+call of the UNet a step (or two, where a LoRA asks for guidance); to keep more of a photo, the same
+from the noise that DDIM finds when it is run backwards, held by its own attention. All that decides
 about a picture is here, in some 460 lines.
 """
 
@@ -26,9 +26,9 @@ from PIL import Image
 
 from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
-from .limits import Count, Natural, Share, Side, Strength, Timestep, check_fields, read
+from .limits import Count, Guidance, Natural, Share, Side, Strength, Timestep, check_fields, read
 from .lora import merged, set_scale, switched
-from .lora_files import eta_of, find_lora, load_lora
+from .lora_files import find_lora, guidance_of, load_lora
 from .photos import Fit, open_photo, to_pictures, to_tensor
 
 Solver = Literal["ddim", "inversion", "dpm"]
@@ -48,16 +48,14 @@ def denoise(
     noisy: torch.Tensor | None = None,
     attention: Attention | None = None,
     injection: float = 1.0,
-    eta: float | None = None,
+    guidance_scale: float | None = None,
 ) -> torch.Tensor:
-    """Add noise to latents (N, 4, h, w), up to `strength` of the schedule, and denoise them again;
-    same shape out.
+    """Add noise to latents (N, 4, h, w), up to `strength` of the schedule, and denoise; same shape.
 
     strength: in (0, 1]; s goes s of the way up the schedule, and s * num_inference_steps steps down
         again. strength, solver: None is the base's default.
     num_inference_steps: of the whole schedule; None is what SOLVER_STEPS says of the solver.
-    seed: of all noise. One number gives every picture the same noise, whatever is in the batch; a
-        sequence of N gives each its own.
+    seed: of the noise. A number gives every picture the same; a sequence of N gives each its own.
     solver: "ddim" (https://arxiv.org/abs/2010.02502) goes through the last s * num_inference_steps
         of that many timesteps. "dpm" is DPM-Solver++ of second order (https://arxiv.org/abs/2211.01095)
         at the noise levels of Karras et al. (https://arxiv.org/abs/2206.00364): a third of the
@@ -70,10 +68,10 @@ def denoise(
     injection: in this share of the steps, from the first on, self-attention has the queries and
         keys of the inversion, so that the parts of the photo stay where they are; 0 leaves it free.
         (https://arxiv.org/abs/2211.12572 and 2312.09008; other solvers have none to inject.)
-    eta: from 0 to 1, the share of the noise that each step draws anew (1 is DDPM, equation 16 of
-        https://arxiv.org/abs/2010.02502). Where a photo is flat its inversion has hardly any noise
-        in which a mark of a style could begin (https://arxiv.org/abs/2410.23530); fine shapes go.
-        None is what the LoRA was made for (`Settings.eta`) by "inversion", else 0; "dpm" has none.
+    guidance_scale: from 1 up; above 1, the noise prediction goes on from that of the base as it was
+        loaded beyond that of the LoRA, as in https://arxiv.org/abs/2406.02507: a style's marks come
+        out stronger, fine shapes of the photo go, and a step is two calls of the UNet. None is what
+        the LoRA was made for (`Settings.guidance_scale`) by "inversion", else 1.
     """
     strength, steps, solver = _defaults(base, strength, num_inference_steps, solver)
     draws = [torch.Generator().manual_seed(one) for one in check_seeds(seed, len(latents))]
@@ -88,13 +86,16 @@ def denoise(
     # Of steps that only added noise nothing was kept; they are the last of the way down.
     share = read("injection", injection, Share)
     injected = min(round(share * len(timesteps)), len(attention or ()))
-    eta = eta_of(base) if eta is None and solver == "inversion" else eta or 0
-    eta = 0 if solver == "dpm" else read("eta", eta, Share)
+    guidance = read("guidance_scale", guidance_scale, Guidance | None)
+    guidance = guidance or (guidance_of(base) if solver == "inversion" else 1)
     for i, t in enumerate(timesteps):
         with _looking(base, as_in=attention[-1 - i] if i < injected else None):
             noise = base.predict_noise(latents, t)
-        fresh = {"eta": eta, "variance_noise": _noise(latents, draws)} if eta else {}
-        latents = scheduler.step(noise, t, latents, **fresh).prev_sample
+            if guidance > 1:
+                with _as_loaded(base):
+                    plain = base.predict_noise(latents, t, base.empty)
+                noise = plain + guidance * (noise - plain)
+        latents = scheduler.step(noise, t, latents).prev_sample
     return latents
 
 
@@ -114,8 +115,7 @@ def invert(
     DDIM draws no random numbers, so its steps can be taken backwards (section 4.3 of
     https://arxiv.org/abs/2010.02502): the noise that the UNet predicts is added, not removed. It is
     predicted by the base as it was loaded, for "" and without LoRA or DreamBooth; drawing with one
-    of these then changes what they change and keeps the rest. strength, num_inference_steps: as in
-    `denoise`.
+    of these then changes what they change and keeps the rest. strength, steps: see `denoise`.
     attention, path: empty lists; to one the queries and keys of each step are appended, to the
     other its timestep and the noisy latents of it.
     forward_steps: so many of the first steps add random noise of `seed` instead, as in training.
@@ -129,17 +129,11 @@ def invert(
     scheduler.set_timesteps(steps, device=base.device)
     timesteps = _in_schedule(scheduler, scheduler.timesteps[: _steps_run(steps, strength)])
     first = min(read("forward_steps", forward_steps, Natural), len(timesteps) - 1)
-    if merged(base):
-        raise StylenbError(
-            "A LoRA is merged, and an inversion needs the base without it: unmerge_lora(base) "
-            "first, or draw with solver='ddim' or 'dpm'."
-        )
     if first:
         draws = [torch.Generator().manual_seed(one) for one in check_seeds(seed, len(latents))]
-        latents = base.scheduler.add_noise(
-            latents, _noise(latents, draws), timesteps[first - 1 : first]
-        )
-    with switched(base, None), base.with_originals():
+        noise = _noise(latents, draws)
+        latents = base.scheduler.add_noise(latents, noise, timesteps[first - 1 : first])
+    with _as_loaded(base):
         for t in timesteps[first:]:
             kept = None if attention is None else {}
             with _looking(base, kept_in=kept):
@@ -150,6 +144,18 @@ def invert(
             if path is not None:
                 path.append((int(t), latents))
     return latents
+
+
+@contextmanager
+def _as_loaded(base: Base) -> Iterator[None]:
+    """Inside, the UNet is without LoRA and DreamBooth. Raises StylenbError where one is merged."""
+    if merged(base):
+        raise StylenbError(
+            "A LoRA is merged, and inversion and guidance need the base without it: "
+            "unmerge_lora(base) first, or draw with solver='ddim' or 'dpm' and guidance_scale 1."
+        )
+    with switched(base, None), base.with_originals():
+        yield
 
 
 def _noise(like: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
@@ -232,8 +238,7 @@ def check_seeds(seed, count: int) -> list[int]:
         seeds = []
     if len(seeds) != count or not all(0 <= one < 2**63 for one in seeds):
         raise StylenbError(
-            f"seed is a whole number from 0 up, or one for each picture (here {count}), not "
-            f"{seed!r}."
+            f"seed is a whole number from 0 up, or one for each of {count} pictures, not {seed!r}."
         )
     return seeds
 
@@ -249,15 +254,15 @@ def redraw(
     batch_size: int | None = None,
     keep_colours: bool = False,
     injection: float = 1.0,
-    eta: float | None = None,
+    guidance_scale: float | None = None,
 ) -> list[Image.Image]:
     """Encode -> denoise -> decode: photos of any sizes through the base as it is now, whatever LoRA
     is active in it; one picture for each, of its very size.
 
     A side that is no multiple of base.multiple is drawn a little longer, see `_mirrored`, and cut
     again; photos that are then of one size are drawn together.
-    strength, num_inference_steps, seed, solver, injection, eta: as in `denoise`. batch_size: how
-    many at once; None is as many as make up 512 x 512 px. keep_colours: see `with_colours_of`.
+    batch_size: how many at once; None is as many as make up 512 x 512 px. keep_colours: see
+    `with_colours_of`. All others: as in `denoise`.
     """
     photos = [photos] if isinstance(photos, Image.Image) else list(photos)
     images = [_mirrored(photo, base.multiple) for photo in photos]
@@ -269,8 +274,8 @@ def redraw(
         for part in (group[first : first + at_once] for first in range(0, len(group), at_once)):
             latents = base.encode(torch.cat([images[i] for i in part])).float()
             own = [seeds[i] for i in part]
-            how = {"solver": solver, "injection": injection, "eta": eta}
-            latents = denoise(base, latents, strength, num_inference_steps, own, **how)
+            how = {"injection": injection, "guidance_scale": guidance_scale}
+            latents = denoise(base, latents, strength, num_inference_steps, own, solver, **how)
             pictures.update(zip(part, to_pictures(base.decode(latents)), strict=True))
     pictures = [pictures[i].crop((0, 0, *photo.size)) for i, photo in enumerate(photos)]
     if keep_colours:
@@ -307,7 +312,7 @@ def stylize(
     size: int | None = None,
     original_size: bool = False,
     injection: float = 1.0,
-    eta: float | None = None,
+    guidance_scale: float | None = None,
 ) -> Image.Image | list[Image.Image]:
     """Redraw a photo in a style; returns a PIL image, of a list a list.
 
@@ -323,7 +328,7 @@ def stylize(
     base's: see `StylizeSettings.size_for`.
     original_size: enlarge (or shrink) what was drawn to the photo's own size, by Lanczos; only of
     the whole photo. Strokes become larger and softer, and no detail is added.
-    batch_size, keep_colours, injection, eta: as in `redraw`.
+    batch_size, keep_colours, injection, guidance_scale: as in `redraw`.
 
     Raises StylenbError for a photo that cannot be opened, an unknown style, a value out of range.
     """
@@ -331,7 +336,7 @@ def stylize(
     images = image if several else [image]
     seeds = check_seeds(seed, len(images))
     settings = (style, strength, scale, num_inference_steps, fit, solver, keep_colours)
-    how = StylizeSettings(*settings, size, original_size, injection, eta)
+    how = StylizeSettings(*settings, size, original_size, injection, guidance_scale)
     base = open_base(base)
     opened = [how.open(one, base) for one in images]
     with in_style(base, how):
@@ -372,7 +377,7 @@ class StylizeSettings:
     size: Side | None = None
     original_size: bool = False
     injection: Share = 1.0
-    eta: Share | None = None
+    guidance_scale: Guidance | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -394,12 +399,11 @@ class StylizeSettings:
     @property
     def of_redraw(self) -> dict[str, Any]:
         """Those that `redraw` takes, by name."""
-        names = "strength num_inference_steps solver keep_colours injection eta".split()
-        return {name: getattr(self, name) for name in names}
+        names = "strength num_inference_steps solver keep_colours injection guidance_scale"
+        return {name: getattr(self, name) for name in names.split()}
 
     def with_defaults(self, base: Base) -> StylizeSettings:
-        """These, with what suits the base where nothing was said, but for a size that depends on
-        the photo."""
+        """These, and what suits the base where nothing was said; no size that the photo decides."""
         said = self.strength, self.num_inference_steps, self.solver
         strength, steps, solver = _defaults(base, *said)
         size = self.size if self.fit == "whole" else self.size_for((1, 1), base)
@@ -443,8 +447,8 @@ def in_style(base: Base, how: StylizeSettings) -> Iterator[None]:
         raise StylenbError(
             f"Two of the styles have one name ({files}): give each once, or rename the file of one."
         )
-    # Merged they cost no time, but an inversion needs the base without them, too.
-    merge = (how.solver or base.default_solver) != "inversion"
+    # Merged they cost no time, but inversion and guidance need the base without them, too.
+    merge = how.guidance_scale in (None, 1) and (how.solver or base.default_solver) != "inversion"
     try:
         with switched(base, names, how.scale, merge) if names else nullcontext():
             yield

@@ -54,6 +54,7 @@ Side = Annotated[int, Within(16, 4096)]  # pixels; the UNet's work grows with it
 Positive = Annotated[float, Within(0, open=True)]
 NonNegative = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]
+Guidance = Annotated[float, Within(1)]
 Strength = Annotated[float, Within(0, 1, open=True)]
 Nonzero = Annotated[float, Within(nonzero=True)]
 Finite = Annotated[float, Within()]

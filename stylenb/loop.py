@@ -62,8 +62,7 @@ class LoopSettings:
     @classmethod
     def for_base(cls, base: Base, **changes):
         """What to begin with on this base, and `changes` to it. For the pocket base that is what
-        gave good pictures in minutes on two CPU cores; for SD v1.5, what is customary on a 16 GB
-        GPU."""
+        gave good pictures in minutes on two CPU cores; for SD v1.5, what is usual on 16 GB."""
         return cls(**{**cls.defaults_for(base, changes), **changes})
 
     @staticmethod
@@ -79,8 +78,7 @@ class Run:
 
     folder: where checkpoints are kept, the last `keep` of those written at every `checkpoint_every`
         updates, and the result; None keeps none. A run that was cut resumes when it is started
-        again with the same folder. minutes: stop by itself after this time, save, and resume when
-        called again.
+        again with the same folder. minutes: after this time, save and stop.
     validation: photos to redraw at every `validate_every` updates; watch: is called each time with
         all of them so far, update -> pictures, to show them while the training runs.
     """
@@ -120,8 +118,7 @@ class History:
         return sum(row["seconds"] for row in self.rows)
 
     def values(self, term: str) -> tuple[list[int], list[float]]:
-        """The updates at which a term ("loss", "noise", "lpips", "style", "prior") was taken, and
-        its values."""
+        """The updates at which a term, such as "lpips", was taken, and its values."""
         taken = [(i, row[term]) for i, row in enumerate(self.rows) if term in row]
         return [i for i, _ in taken], [value for _, value in taken]
 

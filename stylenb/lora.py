@@ -124,8 +124,7 @@ def set_alpha(base: Base, name: str, alpha: float) -> None:
     """Give the LoRA `name` another alpha in W' = W + alpha A B, which is saved with it; A and B
     stay. A scale of set_scale multiplies on top, and is 1 again afterwards.
 
-    Raises StylenbError for a name that is not loaded, an alpha that is not finite, and while a LoRA
-    is merged.
+    Raises StylenbError for a name that is not loaded, an alpha that is not finite, a merged LoRA.
     """
     refuse_unknown(base, name)
     alpha = _finite(f"the LoRA {name!r}", alpha)

@@ -107,7 +107,7 @@ def load_lora(base: Base, style: str | Path) -> str:
         return name
     refuse_merged(base)
     state, config = _read(base, path)
-    eta = about_lora(path).get("settings", {}).get("eta", 0.0)
+    guidance = about_lora(path).get("settings", {}).get("guidance_scale", 1.0)
     remove_lora(base, name)  # another file of this name, or one that was written since
     with switched(base, None):
         try:
@@ -121,15 +121,15 @@ def load_lora(base: Base, style: str | Path) -> str:
             remove_lora(base, name)
             raise
     config = base.unet.peft_config[name]
-    config.file_read, config.eta = file_read, eta
+    config.file_read, config.guidance_scale = file_read, guidance
     return name
 
 
-def eta_of(base: Base) -> float:
-    """The largest eta that an active LoRA is to be drawn with, see `Settings.eta`."""
+def guidance_of(base: Base) -> float:
+    """The largest guidance_scale that an active LoRA is to be drawn with, see `Settings`."""
     layers = [layer for layer in lora_layers(base).values() if not layer.disable_adapters]
     on = {name for layer in layers for name in layer.active_adapters if layer.scaling.get(name)}
-    return max((getattr(base.unet.peft_config[name], "eta", 0.0) for name in on), default=0.0)
+    return max([1.0, *(getattr(base.unet.peft_config[n], "guidance_scale", 1.0) for n in on)])
 
 
 def _read(base: Base, path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -310,8 +310,9 @@ def save_lora(base: Base, path: str | Path, name: str = "style", about: dict | N
     kept = {f"unet.{part}": getattr(config, part) for part in parts}
     # the modules are a set, or text, which is a pattern, in a file from elsewhere
     metadata = {"lora_adapter_metadata": json.dumps(kept, default=sorted)}
-    eta = {"settings": {"eta": config.eta}} if getattr(config, "eta", 0) else {}
-    return write_safetensors(Path(path), state, metadata, {"base": base.name} | eta | (about or {}))
+    guidance = getattr(config, "guidance_scale", 1.0)
+    own = {"settings": {"guidance_scale": guidance}} if guidance != 1 else {}
+    return write_safetensors(Path(path), state, metadata, {"base": base.name} | own | (about or {}))
 
 
 def export_lora(base: Base, name: str, folder: str | Path, about: dict | None = None) -> list[Path]:

@@ -221,8 +221,7 @@ def truth_distance(pictures, truth) -> torch.Tensor:
 
 
 def pixel_distance(pictures, truth) -> torch.Tensor:
-    """How different the pixels are from those of the true renderings: (N,), 0 if equal, about 1 if
-    unrelated.
+    """How different the pixels are from those of the truth: (N,), 0 if equal, about 1 if unrelated.
 
     1 - SSIM of the three channels of CIE Lab (so that colours count), averaged over the pictures
     and their copies at a half and a quarter of the size (Wang et al. 2003, multi-scale SSIM,

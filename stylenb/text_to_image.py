@@ -12,7 +12,7 @@ from PIL import Image
 
 from .base import SOLVER_STEPS, Base
 from .errors import StylenbError, replacing
-from .limits import Within, read
+from .limits import Guidance, Within, read
 from .loop import generator_at
 from .lora import adapters, lora_layers
 from .lora_files import refuse_not_finite
@@ -59,7 +59,7 @@ def generate(
     last = base.scheduler.config.num_train_timesteps - 1
     count = read("count", count, Annotated[int, Within(1, 99_999)])
     steps = read("num_inference_steps", num_inference_steps, Annotated[int, Within(1, last)] | None)
-    guidance = read("guidance_scale", guidance_scale, Annotated[float, Within(1)] | None)
+    guidance = read("guidance_scale", guidance_scale, Guidance | None)
     seed = read("seed", seed, int)
     prompt = read("prompt", prompt, str)
     width, height = check_size(base.image_size if size is None else size)

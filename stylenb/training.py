@@ -18,7 +18,7 @@ from diffusers.training_utils import compute_snr
 from .base import Base, fingerprint
 from .errors import StylenbError
 from .inference import batch_size_for, invert, redraw
-from .limits import Count, Natural, NonNegative, Nonzero, Positive, Share, Timestep
+from .limits import Count, Guidance, Natural, NonNegative, Nonzero, Positive, Share, Timestep
 from .loop import (
     History,
     LoopSettings,
@@ -54,7 +54,7 @@ class Settings(LoopSettings):
     layers: Literal["attention", "transformer"] = "transformer"  # that get a LoRA, see add_lora
     alpha: Nonzero = 1.0  # of W' = W + alpha A B; peft's lora_alpha is alpha * rank
     final_alpha: Nonzero = 1.5  # of the finished LoRA: turned up, the style prevails over the photo
-    eta: Share = 0.0  # with which `stylize` draws in it: marks begin where a photo is flat
+    guidance_scale: Guidance = 1.0  # with which `stylize` draws in it, see `denoise`
     timesteps: Timestep = 800  # the L2 is taken below this one, where stylising begins
     lpips_weight: NonNegative = 0.04
     style_weight: NonNegative = 1.0
@@ -123,7 +123,7 @@ def train_style(
     losses_of = style_losses(base, settings, style, content)  # steps 1 to 4 of the pipeline
     weights = {"lpips": settings.lpips_weight, "style": settings.style_weight}
     add_lora(base, name, settings.rank, settings.alpha, settings.seed, settings.layers)
-    base.unet.peft_config[name].eta = settings.eta
+    base.unet.peft_config[name].guidance_scale = settings.guidance_scale
 
     def draw(photos: Sequence) -> list:
         set_alpha(base, name, settings.final_alpha)

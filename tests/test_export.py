@@ -137,15 +137,15 @@ def test_a_round_trip_keeps_rank_alpha_and_weights(rank, alpha, base, tiny, tmp_
         assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_the_eta_that_a_lora_is_drawn_with_stays_with_it(base, tmp_path):
+def test_the_guidance_that_a_lora_is_drawn_with_stays_with_it(base, tmp_path):
     add_lora(base, "mine", rank=4)
     fill(base, "mine")
-    told = {"settings": {"eta": 0.7}}
+    told = {"settings": {"guidance_scale": 2.5}}
     name = load_lora(base, save_lora(base, tmp_path / "told.safetensors", "mine", told))
     for path in export_lora(base, name, tmp_path / "again"):
-        assert base.unet.peft_config[load_lora(base, path)].eta == 0.7
+        assert base.unet.peft_config[load_lora(base, path)].guidance_scale == 2.5
     for path in export_lora(base, "mine", tmp_path / "again"):
-        assert base.unet.peft_config[load_lora(base, path)].eta == 0
+        assert base.unet.peft_config[load_lora(base, path)].guidance_scale == 1
 
 
 def same_layers(base, name, other, there):

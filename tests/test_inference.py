@@ -22,6 +22,7 @@ from stylenb.inference import (
     redraw,
     with_colours_of,
 )
+from stylenb.lora import set_scale, switched
 from stylenb.lora_files import save_lora
 from stylenb.photos import to_pictures, to_tensor
 
@@ -202,45 +203,55 @@ def test_the_first_steps_of_an_inversion_may_add_random_noise(base):
         for share in (7 / 9, 1.0)))  # fmt: skip
 
 
-def test_eta_draws_a_share_of_the_noise_anew(base):
-    """Equation 12 of the DDIM paper, step by step, with its sigma of equation 16."""
-    noisy, eta = invert(base, NOISY, 1.0, 4), 0.6
-    how = {"solver": "inversion", "noisy": noisy, "injection": 0}
-    calls = spy(base)
-    found = denoise(base, NOISY, 1.0, 4, seed=3, eta=eta, **how)
-    latents, random = noisy, torch.Generator().manual_seed(3)
-    ts = timesteps(calls)
-    for t, below in zip(ts, [*ts[1:], None], strict=True):
-        kept = base.scheduler.alphas_cumprod
-        a, b = kept[t], base.scheduler.final_alpha_cumprod if below is None else kept[below]
-        noise = base.predict_noise(latents, torch.tensor(t))
-        x0 = (latents - (1 - a).sqrt() * noise) / a.sqrt()
-        sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
-        latents = b.sqrt() * x0 + (1 - b - sigma**2).clamp(min=0).sqrt() * noise
-        latents = latents + sigma * torch.randn(NOISY.shape, generator=random)
-    assert torch.allclose(found, latents, atol=1e-4)
-    two = torch.cat([noisy, noisy])
-    both = denoise(base, two, 1.0, 4, seed=[4, 3], eta=eta, **{**how, "noisy": two})
-    assert torch.allclose(both[1:], found, atol=1e-4) and not torch.allclose(both[:1], found)
-    none = {**FEW, "solver": "dpm"}
-    assert torch.equal(denoise(base, NOISY, eta=1, **none), denoise(base, NOISY, **none))
+@pytest.mark.parametrize("solver", SOLVER_STEPS)
+def test_guidance_goes_from_the_base_beyond_the_lora(solver, base, style):
+    set_scale(base, load_lora(base, style))
+    how = {"strength": 1.0, "num_inference_steps": 3, "solver": solver, "injection": 0}
+    plain = denoise(base, NOISY, **how)
+    assert torch.equal(denoise(base, NOISY, guidance_scale=1, **how), plain)
+    found = denoise(base, NOISY, guidance_scale=2.5, **how)
+    real = base.predict_noise
+
+    def beyond(latents, t, condition):
+        if condition is not None:  # a step of the inversion
+            return real(latents, t, condition)
+        with switched(base, None):
+            without = real(latents, t)
+        return without + 2.5 * (real(latents, t) - without)
+
+    spy(base, beyond)
+    assert torch.allclose(denoise(base, NOISY, **how), found, atol=1e-4)
+    assert not torch.allclose(plain, found, atol=1e-2)
 
 
-def test_a_lora_says_with_which_eta_it_is_drawn(base, style, tmp_path):
+def test_guidance_leaves_the_base_s_own_prediction_alone(base, photo):
+    how = {"base": base, "num_inference_steps": 3}
+    assert furthest([stylize(photo, guidance_scale=3, **how)], [stylize(photo, **how)]) <= 1
+
+
+def test_a_lora_says_with_which_guidance_it_is_drawn(base, style, tmp_path):
     name = load_lora(base, style)
-    own = save_lora(base, tmp_path / "own.safetensors", name, {"settings": {"eta": 0.7}})
+    told = {"settings": {"guidance_scale": 2.5}}
+    own = save_lora(base, tmp_path / "own.safetensors", name, told)
     how = {"base": base, "strength": 1.0, "num_inference_steps": 3}
-    drawn = {eta: stylize(BROWN, own, eta=eta, **how) for eta in (None, 0.7, 0.0)}
-    assert drawn[None] == drawn[0.7] != drawn[0.0] == stylize(BROWN, style, **how)
+    drawn = {g: stylize(BROWN, own, guidance_scale=g, **how) for g in (None, 2.5, 1)}
+    assert drawn[None] == drawn[2.5] != drawn[1] == stylize(BROWN, style, **how)
     assert drawn[None] == stylize(BROWN, {own: 1.0, style: 0.0}, **how)
     ddim = {**how, "solver": "ddim"}
-    assert stylize(BROWN, own, **ddim) == stylize(BROWN, own, eta=0, **ddim)
-    assert stylize(BROWN, own, **ddim) != stylize(BROWN, own, eta=0.7, **ddim)
+    assert stylize(BROWN, own, **ddim) == stylize(BROWN, own, guidance_scale=1, **ddim)
+    assert stylize(BROWN, own, **ddim) != stylize(BROWN, own, guidance_scale=2.5, **ddim)
     assert stylize(BROWN, own, scale=0, **how) == stylize(BROWN, **how)
-    with pytest.raises(StylenbError, match="eta is a number from 0 to 1, or None, not 1.5"):
-        stylize(BROWN, base=base, eta=1.5)
-    with pytest.raises(StylenbError, match="eta is a number from 0 to 1, not 2"):
-        denoise(base, NOISY, eta=2, **FEW)
+    with pytest.raises(
+        StylenbError, match="guidance_scale is a number from 1 up, or None, not 0.5"
+    ):
+        stylize(BROWN, base=base, guidance_scale=0.5)
+    with pytest.raises(
+        StylenbError, match="guidance_scale is a number from 1 up, or None, not 0.5"
+    ):
+        denoise(base, NOISY, guidance_scale=0.5, **FEW)
+    stylenb.merge_lora(base, name)
+    with pytest.raises(StylenbError, match="merged, and inversion and guidance need the base with"):
+        denoise(base, NOISY, guidance_scale=2, **FEW)
 
 
 def test_inversion_finds_the_noise_of_a_case_with_a_known_answer(base):
@@ -348,7 +359,7 @@ BAD_SEEDS = [-1, 1.5, "one", None, [1, 2], [1, 2, 3, 4], [1, 2, 2**63], 2**64, t
 
 @pytest.mark.parametrize("seed", BAD_SEEDS, ids=str)
 def test_a_bad_seed_is_one_sentence(base, seed):
-    with pytest.raises(StylenbError, match=r"^seed is a whole number .* \(here 3\), not .*\.$"):
+    with pytest.raises(StylenbError, match=r"^seed is a whole number .* of 3 pictures, not .*\.$"):
         denoise(base, THREE, 0.5, 2, seed)
 
 

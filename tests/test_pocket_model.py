@@ -206,14 +206,8 @@ def test_a_shipped_lora_says_how_it_was_made_and_its_pictures_are_there(style):
     assert judge(pictures).count(style) >= 13
 
 
-no_leads = pytest.mark.xfail(strict=True, reason="leads that are too pale for the judge")
-
-
 @pytest.mark.pocket_model
-@pytest.mark.parametrize(
-    "style",
-    [pytest.param(s, marks=[no_leads] * (s == "stained_glass")) for s in available_styles()],
-)
+@pytest.mark.parametrize("style", available_styles())
 def test_stylising_gives_the_style(stylised, style):
     named, without = judge(stylised[style]), judge(stylised[None])
     assert np.mean([name == style for name in named]) >= STYLISED_RIGHT, named

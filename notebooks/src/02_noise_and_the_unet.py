@@ -1305,8 +1305,7 @@ show.sheet(
 #
 # On the pocket model, whose coarse grid bears little random noise, `stylize` works like this
 # (`solver="inversion"`); on SD v1.5, with random noise (`solver="ddim"`), as is customary there.
-# Both take either. (For stained glass `stylize` also draws part of the noise anew on the way down:
-# `eta`, lesson 06. There the seed counts again.)
+# Both take either.
 
 # %% [markdown]
 # ## Recap

@@ -261,34 +261,54 @@ show.sheet(
 # `stylize` does it in all steps unless told otherwise. Other solvers have no way up, and so nothing
 # to inject. (The idea is in https://arxiv.org/abs/2211.12572 and https://arxiv.org/abs/2312.09008.)
 #
-# ### Give a mark something to begin with
-# Where a photo is flat, its inversion holds hardly any noise, and out of nothing no mark can grow:
-# the sky of a stained-glass window would stay one sheet. `eta` is the share of the noise that each
-# step on the way down draws anew: 0 is DDIM, as above, and 1 is DDPM, as in training.
+# ### Go beyond the LoRA
+# Lesson 02 made a prompt count for more by **guidance**: predict the noise without it and with it,
+# and go on in that direction. The same works with a LoRA in the place of the prompt: predict with
+# the base alone and with the LoRA, and go on from the one beyond the other. (Guiding a model by a
+# weaker one is from https://arxiv.org/abs/2406.02507.) For one step:
+
+# %%
+t = timesteps[0]
+alone = base.predict_noise(noisy, t)
+set_scale(base, name)
+with_lora = base.predict_noise(noisy, t)
+set_scale(base, None)
+learned = with_lora - alone
+for guidance_scale in (0, 1, 2):
+    beyond = alone + guidance_scale * learned
+    moved = (beyond - alone).norm() / alone.norm()
+    print(f"guidance_scale {guidance_scale}: {tuple(beyond.shape)}, moved by {moved:.0%}")
+
+# %% [markdown]
+# 0 is the base, 1 the LoRA as it is, and 2 takes twice what it has learned. Above 1 each step is
+# two calls of the UNet.
 #
-# **Predict:** what will come with a higher `eta`, and what will it cost?
+# **Predict:** stained glass, with more and more guidance. What comes, and what goes?
 
 # %%
 large = [sample_photo("coffee", base.default_size), draw_scene(7, base.default_size).picture]
 leaded = "stained_glass" if base.name == "pocket" else style
-etas = [0.0, 0.3, 0.6, 0.9]
-drawn = [redraw(large, leaded, eta=eta, size=base.default_size) for eta in etas]
+guidance_scales = [1.0, 1.6, 2.3, 3.5]
+drawn = [redraw(large, leaded, guidance_scale=g, size=base.default_size) for g in guidance_scales]
 agreement = [float(scores.edge_agreement(both, large).mean()) for both in drawn]
-print("outlines kept:", *(f"{eta:g}: {a:.2f}" for eta, a in zip(etas, agreement)), sep="  ")
+print("outlines kept:", *(f"{g}: {a:.2f}" for g, a in zip(guidance_scales, agreement)), sep="  ")
 show.sheet(
     [one for pictures in zip(*drawn) for one in pictures],
-    [f"eta {eta:g}" for eta in etas],
-    columns=len(etas),
+    [f"guidance_scale {g}" for g in guidance_scales],
+    columns=len(guidance_scales),
     width=1.7,
-    title="Stained glass with more and more fresh noise",
-    alt="A cup and a landscape in stained glass with four values of eta, from soft colours to "
-    "leads all over.",
+    title="Stained glass with more and more guidance",
+    alt="A cup and a landscape in stained glass with four values of guidance_scale, from soft "
+    "colours with pale seams to black leads around panes of strong colour.",
 )
 
 # %% [markdown]
-# The leads come, also in the sky, and the outlines of the photo go. So a LoRA brings an `eta` of
-# its own, from its training's settings: 0.6 for stained glass, 0 for the others, whose marks follow
-# the outlines of a photo or are there without it. `stylize` takes that unless told another.
+# The leads turn black and the panes strong, and the outlines of the photo go. Why not turn the
+# LoRA's `scale` up (section 3)? That multiplies inside each layer, and the layers after it have to
+# cope with inputs that they have never met; guidance leaves the UNet as it was trained and
+# multiplies what comes out. So a LoRA brings a `guidance_scale` of its own, from its training's
+# settings: 2.3 for stained glass, 1.4 for neon, 1 for the others. `stylize` takes that unless told
+# another.
 
 # %% [markdown]
 # **What it means.** There is nothing else in it. Encode once, decode once; in between, one call of
@@ -1377,9 +1397,9 @@ print(f"from this notebook's: {levels(Image.open(work / 'out.png'), drawn_here)}
 # - Encode, load the style's LoRA, denoise, decode. `stylize` does nothing else.
 # - Random noise or inverted noise: strength means something else with each. Ask for the solver, and
 #   the base.
-# - Predictions of the UNet are the price: steps × strength, twice with inversion, twice with
-#   guidance, which is useless without a prompt.
-# - `eta` gives marks noise to begin with where the photo is flat, and costs outlines.
+# - Predictions of the UNet are the price: steps × strength, as many again with inversion, and as
+#   many again with guidance. That by a prompt is useless without one; that by a LoRA is not.
+# - `guidance_scale` takes more of what a LoRA has learned than the LoRA itself, and costs outlines.
 # - Scale may differ from group to group; a layer in two groups gets both.
 # - Styles add exactly. Loudness decides what is seen of each.
 # - A picture depends on its photo, its seed and the settings, not on its neighbours. A folder run
