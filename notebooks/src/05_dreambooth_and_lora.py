@@ -153,10 +153,10 @@ show.sheet(
 
 # %% [markdown]
 # **What it means.** A token without a meaning is not a token without an *effect*. Its row in the
-# table is some row, and the pieces around it (those of "style", for example) have theirs; the text encoder
-# makes something of it, and the UNet follows. So look before you train: what the model draws for your
-# prompt now is where the training sets out from. The noise is the same in both rows, and whatever
-# is different comes from the words.
+# table is some row, and the pieces around it (those of "style", for example) have theirs; the text
+# encoder makes something of it, and the UNet follows. So look before you train: what the model
+# draws for your prompt now is where the training sets out from. The noise is the same in both rows,
+# and whatever is different comes from the words.
 #
 # ## 2. A loss for each half
 #
@@ -511,12 +511,13 @@ for label in list(tried)[1:]:
     print(f"prior preservation has kept {label!r} nearer to the base: {'yes' if less else 'no'}")
 
 # %% [markdown]
-# **What it means.** The first row *may* move: that is the learning. The others are the price. Do not
-# expect the first to be the largest: drift says how far a prediction has moved, not whether it moved
-# towards the style, and all four pictures are of the class. Mind which prompts we had to ask: had we only looked at pictures for the token, both runs
-# would have looked like a success. Ask the class prompt, which the prior set protects. Ask also for
-# what it does **not show**: a known style by its name, no prompt at all. That is protected only as
-# far as it is alike. So by what factor does each row shrink? (± is over four pictures.)
+# **What it means.** The first row *may* move: that is the learning. The others are the price. Do
+# not expect the first to be the largest: drift says how far a prediction has moved, not whether it
+# moved towards the style, and all four pictures are of the class. Mind which prompts we had to ask:
+# had we only looked at pictures for the token, both runs would have looked like a success. Ask the
+# class prompt, which the prior set protects. Ask also for what it does **not show**: a known style
+# by its name, no prompt at all. That is protected only as far as it is alike. So by what factor
+# does each row shrink? (± is over four pictures.)
 #
 # "No prompt" matters to this course: stylising works with it (lesson 02), and so does guidance,
 # which subtracts the picture without a prompt.
@@ -659,9 +660,10 @@ def kept_activations(*modules):
 
 # %% [markdown]
 # ### The same time for all
-# The run *with* prior preservation took some time. Every other method gets about as much. Three steps
-# tell roughly how fast each one is, and so how many steps fit; the learning rate falls along its cosine
-# over just these. (`minutes=`, from lesson 04, would cut the run before the rate has come down.)
+# The run *with* prior preservation took some time. Every other method gets about as much. Three
+# steps tell roughly how fast each one is, and so how many steps fit; the learning rate falls along
+# its cosine over just these. (`minutes=`, from lesson 04, would cut the run before the rate has
+# come down.)
 
 # %%
 from stylenb.textual_inversion import EmbeddingSettings, remove_embedding, train_embedding
@@ -813,10 +815,10 @@ show.sheet(
 # style. And the last two for what this course is about: is any of them in the style? If none is,
 # section 8 says why.
 #
-# Which method is best depends on what you count. So let the code say it, one line for each. A method
-# that never draws the style can still score well in content and drift; so it is left out of the
-# scores. Where the best one is less than twice ± ahead, all that may be the best are named. That does
-# not make them good: if "style, redrawn" is near 0 for all, that line has no winner.
+# Which method is best depends on what you count. So let the code say it, one line for each. A
+# method that never draws the style can still score well in content and drift; so it is left out of
+# the scores. Where the best one is less than twice ± ahead, all that may be the best are named.
+# That does not make them good: if "style, redrawn" is near 0 for all, that line has no winner.
 
 # %%
 mean = {name: {c: float(results[name][c].mean()) for c in columns} for name in methods}
@@ -852,8 +854,8 @@ for one, other in (("full", "LoRA"), ("full", "attention")):
 #
 # - **Time.** Forwards, all methods run the whole UNet. Some do more: a LoRA has its A and B to
 #   multiply by, and textual inversion runs the text encoder at every step, as its word changes. So
-#   the method that trains the fewest numbers need not be the fastest. Backwards, a gradient has to flow
-#   through all of it as well, to reach the first layer that is trained. What is saved is the
+#   the method that trains the fewest numbers need not be the fastest. Backwards, a gradient has to
+#   flow through all of it as well, to reach the first layer that is trained. What is saved is the
 #   gradient of each *frozen weight*, a third of the work at most, and the optimiser's update. So
 #   training a hundredth of the numbers is not a hundred times faster, nor ten times.
 # - **Memory.** The state shrinks with what is trained. The activations shrink much less, for the
@@ -1140,9 +1142,10 @@ def show_photos(strength):
 show.interactive(show_photos, strength=(0.2, 1.0, 0.1, base.default_strength))
 
 # %% [markdown]
-# Look for two things: is it the style, and is it still this photo? *With this prompt*,
-# DreamBooth's L2 has seen noised pictures of the style only, as "L2 alone" in lesson 04: nothing has
-# taught it to turn a noised *photo* into the style. And the prompt says "painting", which the photo need not be.
+# Look for two things: is it the style, and is it still this photo? *With this prompt*, DreamBooth's
+# L2 has seen noised pictures of the style only, as "L2 alone" in lesson 04: nothing has taught it
+# to turn a noised *photo* into the style. And the prompt says "painting", which the photo need not
+# be.
 
 # %% [markdown]
 # ## 9. Undo, save, load, hand on
@@ -1235,8 +1238,8 @@ for name, n in listed.items():
 #   whole model of its own is no burden. First see whether a LoRA does as well. Mostly the thing is
 #   a *subject*, this dog, this face, which has to appear in many settings, named by its word. Then
 #   prior preservation is not a detail but half of the method.
-# - **Attention alone** lies between the two in what is trained, in its file and in its state. It shows that "full or LoRA" is not the only choice:
-#   what is trained can be chosen layer by layer.
+# - **Attention alone** lies between the two in what is trained, in its file and in its state. It
+#   shows that "full or LoRA" is not the only choice: what is trained can be chosen layer by layer.
 # - **Textual inversion** when nothing may change, or when the file has to be tiny; and for finding
 #   out whether the base can draw a thing already, for want of nothing but the word.
 #
