@@ -827,13 +827,12 @@ def content_pictures() -> list[Image.Image]:
 
 
 # Where one recipe does not suit all styles (README.md, beside this file): with the noise of
-# inversion some keep more of a photo, the leads of stained glass need to be learned long, and they
-# and the dark of neon need to be drawn with guidance.
+# inversion these keep more of a photo, and the leads of stained glass need to be learned long and
+# drawn with guidance.
 OF_STYLE = dict.fromkeys(
     ("pointillism", "cross_stitch"),
     {"picture_noise": "inversion", "picture_from": 0.3, "lpips_weight": 0.02, "steps": 250},
 )
-OF_STYLE["neon"] = {"guidance_scale": 1.4}
 OF_STYLE["stained_glass"] = {"picture_from": 0.88, "style_weight": 0.5, "guidance_scale": 2.3}
 
 

@@ -307,8 +307,7 @@ show.sheet(
 # LoRA's `scale` up (section 3)? That multiplies inside each layer, and the layers after it have to
 # cope with inputs that they have never met; guidance leaves the UNet as it was trained and
 # multiplies what comes out. So a LoRA brings a `guidance_scale` of its own, from its training's
-# settings: 2.3 for stained glass, 1.4 for neon, 1 for the others. `stylize` takes that unless told
-# another.
+# settings: 2.3 for stained glass, 1 for the others. `stylize` takes that unless told another.
 
 # %% [markdown]
 # **What it means.** There is nothing else in it. Encode once, decode once; in between, one call of
