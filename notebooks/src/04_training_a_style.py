@@ -517,9 +517,9 @@ show.sheet(
 
 # %% [markdown]
 # **What it means.** To the style loss the heap of tiles is still in the style: it does not know
-# where things are. To LPIPS it is another picture: it knows nothing else.
-# The two pull in different directions, and neither is of use alone. LPIPS is lowest for the content
-# as it was, and to the style loss the tiles would do.
+# where things are. To LPIPS it is another picture: it knows nothing else. The two pull in different
+# directions, and neither is of use alone. LPIPS to a photo is lowest if the photo stays as it was,
+# and to the style loss the tiles would do.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -563,8 +563,8 @@ for name, values in (("raw", raw_distances), ("scaled", unit_distances)):
 # matrix of them multiplies that, and a squared difference multiplies it again: fourth powers. A few
 # layers then make up nearly all of the sum, and the loss leaps when one of them changes. Dividing
 # by the size of the style's matrix would cure that. It would not cure the other fault: within a
-# layer, a few loud places speak for the whole picture. With features of length 1, every place has
-# one vote.
+# layer, a few loud places count for much more than their share. With features of length 1, every
+# place has one vote.
 #
 # ### Why only low in the schedule?
 # The estimate is a picture only where there is little noise. Watch what becomes of both losses
@@ -656,8 +656,8 @@ axes.grid(alpha=0.3)
 figure
 
 # %% [markdown]
-# The curve leaves 1 only shortly before the shaded part. So the limit does most of the work here,
-# and the weight softens its edge.
+# The curve leaves 1 well before the shaded part, and at the edge of it an estimate counts only
+# about a fifth. So the weight does most of the work here, and the limit cuts off the rest.
 #
 # ### All three together
 # Everything of step 4 in one place, for a batch whose first part is in the style and whose rest is
@@ -1070,9 +1070,10 @@ history = train_style(
 stages = stages_with(history.pictures)
 
 # %% [markdown]
-# With the ink, hatching is there after the first fifth of the run, and on the scene hardly a colour
-# is left; the photographs keep theirs for longer. Solid black comes last, after LPIPS and style
-# loss have set in. Is it them that bring it? Section 6 leaves them out.
+# With the ink, hatching comes first: it is there after the first fifth of the run, while most of
+# the colours are still there. The colours leave last, after LPIPS and style loss have set in. Solid
+# black is strongest just then, on the scene; at the end there is less of it than in the truth. Is
+# it these two losses that take the colours away? Section 6 leaves them out.
 #
 # Step through it in larger pictures. (On a page that only shows the notebook, you see the last step
 # and no menu.)
@@ -1112,7 +1113,7 @@ figure = show.figure(
     "The three terms over the steps",
     alt="Three panels, noise, LPIPS and style loss over the steps. Thin lines jump up and down "
     "from step to step; a thick line in each shows the running mean. LPIPS and style loss begin at "
-    "a dotted line past the middle.",
+    "a dotted line in the middle.",
 )
 for axes, (term, label) in zip(
     figure.subplots(1, 3),
@@ -1224,9 +1225,9 @@ show.sheet(
 
 # %% [markdown]
 # Compare the small things, houses and trees. On the pocket model no random noise has covered them
-# (lesson 02, section 9), and yet they suffer: they are two or three latents wide, the strokes want
-# the same places, and every step up and down is a little off. (Where the start is random, as on SD
-# v1.5, noise covers them as well.)
+# (lesson 02, section 9), and yet they are lost here: they are two or three latents wide, the
+# strokes want the same places, and every step up and down is a little off. (Where the start is
+# random, as on SD v1.5, noise covers them as well.)
 
 # %% [markdown]
 # ## 6. L2 alone, + LPIPS, + style loss
@@ -1298,9 +1299,10 @@ print_scores(drawn_by)
 #
 # ### How loud?
 # In training, α was 1. L2 has shown the UNet pictures that were in the style already; a noised
-# photo is something in between, and a LoRA that has learned to be right *on average* is cautious
-# there. So the finished LoRA gets a larger α, `final_alpha`, and goes further in the direction that
-# it has learned. (Guidance, in lesson 02, does the same to a prompt.) How far is far enough?
+# photo is something in between, and a LoRA that has learned to be right *on average* may be too
+# cautious there. So the finished LoRA gets a larger α, `final_alpha`, and goes further in the
+# direction that it has learned. (Guidance, in lesson 02, does the same to a prompt.) How far is far
+# enough?
 
 # %%
 alphas = sorted({0.7, 1.0, defaults.final_alpha, 2.0})
@@ -1316,17 +1318,18 @@ show.sheet(
     columns=len(louder),
     width=0.8,
     title="One LoRA at several alphas",
-    alt="A scene, a cat and a cup of coffee, redrawn with the same LoRA at rising alpha: more and "
-    "more of the style.",
+    alt="A scene, a cat and a cup of coffee, redrawn with the same LoRA at rising alpha: at first "
+    "hatching, black and bright paper, then an even grey hatching that hides small things.",
 )
 
 # %% [markdown]
-# **What it means.** Too low, and the photo wins; too high, and the pictures leave what the UNet
-# knows. Where is the best balance here, by the judge, by the distance to the truth, and to your
-# eyes? The three need not agree: if the judge is content at 1 already, and the truth is nearer
-# there, then 1 would do for this style. `final_alpha` is one value for all styles, and a
-# compromise: woodcut, for one, hardly gets beyond the photo at 1. That is what `scale` is for when
-# you stylise: it multiplies α. (The shipped LoRAs have 1.5.)
+# **What it means.** In general, too low and the photo wins; too high, and the pictures leave what
+# the UNet knows. In the recorded run even the lowest is not too low, and the highest is the
+# furthest from the truth. Where is the best balance here, by the judge, by the distance to the
+# truth, and to your eyes? The three need not agree: if the judge is content at 1 already, and the
+# truth is nearer there, then 1 would do for this style. `final_alpha` is one value for all styles,
+# and a compromise. That is what `scale` is for when you stylise: it multiplies α. (The shipped
+# LoRAs have 1.5.)
 #
 # ### One term at a time
 # **Predict:** L2 alone has only ever seen pictures in the style. At the base's default strength the
@@ -1390,12 +1393,12 @@ for name in full:
 #   went first.
 #
 # Do pictures and scores bear this out in your run? Go through the rows by the rule: what is beyond
-# twice its ±, and is there a second witness? Expect little to remain. Most of the style came from
-# L2; what the other two add is less than it looks in the formula, and whether L2 should go first,
-# twelve scenes and one run each may not be able to tell. Other styles answer more clearly: neon
-# does not get its dark ground without the style loss, and pointillism lost its dots in most runs in
-# which it set in too early, which is why `picture_from` is where it is. And *+ style loss* is
-# section 5's run with half of the steps: did the other half pay?
+# twice its ±, and is there a second witness? In the recorded run the style loss makes the great
+# difference: the judge, the distance to the truth and the eye agree, far beyond twice their ±.
+# LPIPS alone adds nothing that twelve scenes could show. The run in which L2 went first is nearer
+# to the truth than *all at once*; but that is one run each, so wait for the *balanced* run of
+# section 7, which also has all losses from the start. And *+ style loss* is section 5's run with
+# half of the steps: did the other half pay?
 #
 # What style loss does when nothing holds it, the next section shows.
 
@@ -1450,12 +1453,12 @@ for name, (history, _) in overdone.items():
 
 # %% [markdown]
 # **What it means.** Too much **style loss**: it knows no places, so whatever makes the statistics
-# right will do. The picture breaks up into loud contrasts that please the feature network, and that
-# neither you nor the judge would call by the name of the style. Look at its own term: it may well
-# be the lowest of the three, and the picture the worst. *A loss that is low says that the loss is
-# low.* Too much **LPIPS**: hardly anything may change, and the LoRA learns to do little or nothing.
-# Watch the L2 as well: where it is higher than in the balanced run, the LoRA has moved away from
-# the real pictures of the style.
+# right will do. The picture breaks up into loud contrasts that please the feature network. The
+# judge may still call it by the name of the style, but look at the cat: hardly a face is left. Look
+# at its own term, too: it is the lowest of the three, and still the picture is no better than the
+# balanced one. *A loss that is low says that the loss is low.* Too much **LPIPS**: hardly anything
+# may change, and the LoRA learns to do little or nothing. Watch the L2 as well: where it is higher
+# than in the balanced run, the LoRA has moved away from the real pictures of the style.
 #
 # And put the **balanced** run beside those of section 6: fewer steps, and all losses from the
 # start. Is it any further from the truth than the longest? A style that comes easily, as ink does,
@@ -1815,7 +1818,7 @@ except StylenbError as error:
 #
 # - Encode once; add noise by the schedule; predict it; L2 + LPIPS + style loss; backpropagate and
 #   update A and B. Then again.
-# - L2 learns from pictures in the style, and brings most of it. LPIPS holds the content, place by
+# - L2 learns the marks from pictures in the style. LPIPS holds the content, place by
 #   place. The style loss asks for the style on a photo, in no place in particular.
 # - Features to length 1 first; estimates only where they are pictures, weighted by min(1, SNR);
 #   weights of the terms by measured sizes, then by looking.

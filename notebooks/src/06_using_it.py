@@ -280,10 +280,11 @@ for guidance_scale in (0, 1, 2):
     print(f"guidance_scale {guidance_scale}: {tuple(beyond.shape)}, moved by {moved:.0%}")
 
 # %% [markdown]
-# 0 is the base, 1 the LoRA as it is, and 2 takes twice what it has learned. Above 1 each step is
-# two calls of the UNet.
+# 0 is the base, 1 the LoRA as it is, and 2 takes twice what it has learned. (`stylize` takes 1 or
+# more.) Above 1 each step down is two calls of the UNet.
 #
-# **Predict:** stained glass, with more and more guidance. What comes, and what goes?
+# **Predict:** another style, stained glass, at the base's default size, with more and more
+# guidance. What comes, and what goes?
 
 # %%
 large = [sample_photo("coffee", base.default_size), draw_scene(7, base.default_size).picture]
@@ -299,20 +300,22 @@ show.sheet(
     width=1.7,
     title="Stained glass with more and more guidance",
     alt="A cup and a landscape in stained glass with four values of guidance_scale, from soft "
-    "colours with pale seams to black leads around panes of strong colour.",
+    "colours with hardly a seam to black leads around panes of strong colour.",
 )
 
 # %% [markdown]
-# The leads turn black and the panes strong, and the outlines of the photo go. Why not turn the
-# LoRA's `scale` up (section 3)? That multiplies inside each layer, and the layers after it have to
-# cope with inputs that they have never met; guidance leaves the UNet as it was trained and
-# multiplies what comes out. So a LoRA brings a `guidance_scale` of its own, from its training's
-# settings: 2.3 for stained glass, 1 for the others. `stylize` takes that unless told another.
+# Dark leads come, the colours get strong, and the outlines of the photo go. Why not turn the LoRA's
+# `scale` up (section 3)? That multiplies inside each layer, and the layers after it have to cope
+# with inputs that they have never met; guidance leaves the UNet as it was trained and multiplies
+# what comes out. So a LoRA brings a `guidance_scale` of its own, from its training's settings: 2.3
+# for stained glass, 1 for the others. By inversion, `stylize` takes that unless told another; with
+# another solver it takes 1.
 
 # %% [markdown]
 # **What it means.** There is nothing else in it. Encode once, decode once; in between, one call of
-# the UNet for each step, on the way up (if the noise is found by inversion) and on the way down.
-# All knobs of the following sections turn something in these four steps.
+# the UNet for each step on the way up (if the noise is found by inversion), and one for each step
+# on the way down, or two with guidance. All knobs of the following sections turn something in these
+# four steps.
 
 # %% [markdown] tags=["instructor"]
 # Likely questions:
@@ -520,8 +523,8 @@ for solver in solvers:
 #
 # - As many steps are run as lesson 00 said: the nearest whole number to steps × strength, one at
 #   least.
-# - On the way down, each step takes one prediction, and with **guidance** two: one for the prompt
-#   and one for `""` (lesson 02).
+# - On the way down, each step takes one prediction, and with **guidance** two: by a prompt, one for
+#   the prompt and one for `""` (lesson 02); by a LoRA, one with it and one without (section 1).
 # - By inversion, there is a way up as well, of as many steps, and never guided.
 
 
@@ -610,12 +613,12 @@ a, b = (by_pipe(scale, output_type="pt") for scale in seconds)
 print(f'and with "" as the prompt, it changes the picture by up to {(a - b).abs().max() / 2:.0e}')
 
 # %% [markdown]
-# **What it means.** Guidance asks the UNet twice and goes on beyond the difference of the answers.
-# Without a prompt both questions are the same question, so the second answer is paid for and thrown
-# away. Programs leave guidance on by default. If you use a LoRA of this course elsewhere, without a
-# prompt, set the guidance scale (often called *CFG*) to 1: the picture is the same for half the
-# predictions. (The time saved is less than half, as a batch of two may keep a machine busier than
-# two batches of one.)
+# **What it means.** Guidance by a prompt asks the UNet twice and goes on beyond the difference of
+# the answers. Without a prompt both questions are the same question, so the second answer is paid
+# for and thrown away. Programs leave guidance on by default. If you use a LoRA of this course
+# elsewhere, without a prompt, set the guidance scale (often called *CFG*) to 1: the picture is the
+# same for half the predictions. (The time saved is less than half, as a batch of two may keep a
+# machine busier than two batches of one.)
 #
 # Inversion doubles the cost again, in another place, and for something: the layout.
 
@@ -685,9 +688,10 @@ for solver in solvers:
 # decode, load. More steps keep bringing the picture nearer, at no fixed rate. Where does the
 # course's own default stand (`base.default_num_inference_steps` of `base.default_solver`)? Below
 # the dashed line it is a compromise with time. And look at what the numbers cannot say, which is
-# whether the picture of many steps is *better*, or only another one. With `"dpm"`, few steps draw
-# much the same shapes. With `"inversion"`, another number of steps finds another noise on the way
-# up, and so other marks come out of it on the way down.
+# whether the picture of many steps is *better*, or only another one. With `"dpm"`, few steps give
+# the same rough layout, but the hatching of few steps goes, and colours of the photo come, when
+# there are more. With `"inversion"`, another number of steps finds another noise on the way up, and
+# so the marks change, though the manner stays.
 
 # %%
 show.sheet(
@@ -1305,6 +1309,8 @@ print(
 # | A1111 | `models/Lora` | `<lora:name:1>` in the prompt | the number in it |
 #
 # In both: image-to-image, no prompt, CFG 1, and *denoising strength* is our strength for `"ddim"`.
+# CFG is guidance by a prompt and does not replace that by a LoRA (section 1): stained glass comes
+# out much paler there.
 #
 # **An honest note.** A LoRA fits the base that it was trained on. Our pocket LoRAs fit the pocket
 # base, which those programs do not have, so *this* file is of no use there. The same cells with
@@ -1351,7 +1357,8 @@ for file in ("impressionism", *sorted(odd.iterdir())):
 # %% [markdown]
 # ## 12. Without a notebook
 #
-# Everything above is on the command line too, for one photo or a folder. In the course's folder:
+# Most of the above is on the command line too, for one photo or a folder (not `injection`,
+# `guidance_scale` or a scale for each group). In the course's folder:
 #
 # ```
 # python -m stylenb styles
