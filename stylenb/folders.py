@@ -96,7 +96,7 @@ def read_folder(
 
 
 def _list_folder(folder) -> tuple[Path, list[Path], list[tuple[str, str]]]:
-    """The folder, its files in the order of their names, and (file, why) of the useless."""
+    """The folder, its files in the order of their names, and (file, why) of those of no use."""
     if not isinstance(folder, (str, os.PathLike)):
         raise StylenbError(f"A folder is given by its path, not as {type(folder).__name__}.")
     path = Path(os.fsdecode(folder)).expanduser()
