@@ -238,7 +238,7 @@ def check_seeds(seed, count: int) -> list[int]:
         seeds = []
     if len(seeds) != count or not all(0 <= one < 2**63 for one in seeds):
         raise StylenbError(
-            f"seed is a whole number from 0 up, or one for each of {count} pictures, not {seed!r}."
+            f"seed is a whole number from 0 up, or one a picture (here {count}), not {seed!r}."
         )
     return seeds
 

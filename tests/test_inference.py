@@ -359,7 +359,7 @@ BAD_SEEDS = [-1, 1.5, "one", None, [1, 2], [1, 2, 3, 4], [1, 2, 2**63], 2**64, t
 
 @pytest.mark.parametrize("seed", BAD_SEEDS, ids=str)
 def test_a_bad_seed_is_one_sentence(base, seed):
-    with pytest.raises(StylenbError, match=r"^seed is a whole number .* of 3 pictures, not .*\.$"):
+    with pytest.raises(StylenbError, match=r"^seed is a whole number .* \(here 3\), not .*\.$"):
         denoise(base, THREE, 0.5, 2, seed)
 
 

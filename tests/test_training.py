@@ -402,7 +402,7 @@ def test_a_run_with_the_noise_of_inversions_resumes_too(base, tmp_path):
     train(base, settings)
     whole = weights(base)
     stylenb.remove_lora(base, "mine")
-    hook = interrupted(base, 20, KeyboardInterrupt)
+    hook = interrupted(base, 10, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train(base, settings, folder=tmp_path, checkpoint_every=1)
     hook.remove()
