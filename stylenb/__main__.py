@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .errors import StylenbError, replacing
-from .limits import Seed, Side, Strength, Timestep, Within, argument
+from .limits import Guidance, Seed, Side, Strength, Timestep, Within, argument
 
 Scale = Annotated[float, Within(-2, 4)]
 
@@ -28,6 +28,7 @@ _HELP = {
     "the short side needs it)",
     "--fit": "draw the whole photo, or a square: crop or pad it (default: whole)",
     "--original-size": "enlarge what was drawn to the photo's own size; this adds no detail",
+    "--guidance-scale": "how far to go beyond the LoRA, from 1 up (default: as the LoRA asks)",
     "--keep-colours": "the style's strokes in the photo's colours",
     "--overwrite": "of a folder, draw anew what is there already",
 }
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--size", type=argument(Side), metavar="PIXELS")
     option("--fit", choices=("whole", "crop", "pad"), default="whole")
     option("--original-size", action="store_true")
+    option("--guidance-scale", type=argument(Guidance))
     option("--keep-colours", action="store_true")
     option("--overwrite", action="store_true")
     return parser
@@ -104,11 +106,8 @@ def _stylize(options: argparse.Namespace) -> None:
     style = dict(options.style)
     if len(style) < len(options.style):
         raise StylenbError("Each --style is given once: add up the weights of one given twice.")
-    if list(style.values()) == [1.0]:
-        (style,) = style
-    names = "strength scale num_inference_steps seed base fit solver keep_colours size".split()
-    names.append("original_size")
-    how = {"style": style, **{name: getattr(options, name) for name in names}}
+    others = ("run", "photo", "output", "overwrite")
+    how = {k: v for k, v in vars(options).items() if k not in others} | {"style": style}
 
     if several:
         from .folders import stylize_folder

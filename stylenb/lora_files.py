@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from .base import Base
 from .errors import StylenbError, replacing
+from .limits import Guidance, read
 from .lora import (
     lora_layers,
     own_modules,
@@ -108,6 +109,7 @@ def load_lora(base: Base, style: str | Path) -> str:
     refuse_merged(base)
     state, config = _read(base, path)
     guidance = about_lora(path).get("settings", {}).get("guidance_scale", 1.0)
+    guidance = read("guidance_scale", guidance, Guidance)
     remove_lora(base, name)  # another file of this name, or one that was written since
     with switched(base, None):
         try:

@@ -74,7 +74,7 @@ def load_features(name: str = "pocket") -> torch.nn.Module:
                 "the internet on, or use features='pocket', which come with the course."
             ) from error
     state = load_file(data_file("perceptual", "squeezenet1_1.safetensors"))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it draws first weights
         warnings.simplefilter("ignore")  # lpips calls torchvision by an older name of an argument
         net = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
     # "slice2.3.squeeze.weight" of lpips is "3.squeeze.weight" of torchvision's `features`

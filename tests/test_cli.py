@@ -48,7 +48,7 @@ def arguments(photo, output, *more):
 
 
 DEFAULTS = {
-    "style": "ink",
+    "style": {"ink": 1.0},
     "strength": None,
     "scale": 1.0,
     "num_inference_steps": None,
@@ -59,10 +59,11 @@ DEFAULTS = {
     "keep_colours": False,
     "size": None,
     "original_size": False,
+    "guidance_scale": None,
 }
 MORE = "--strength 0.4 --scale -1 --steps 7 --seed 3 --base sd15 --fit pad --solver dpm --size 100"
-MORE = [*MORE.split(), "--keep-colours", "--original-size"]
-GIVEN = ("ink", 0.4, -1.0, 7, 3, "sd15", "pad", "dpm", True, 100, True)
+MORE = [*MORE.split(), "--keep-colours", "--original-size", "--guidance-scale", "2"]
+GIVEN = ({"ink": 1.0}, 0.4, -1.0, 7, 3, "sd15", "pad", "dpm", True, 100, True, 2.0)
 GIVEN = dict(zip(DEFAULTS, GIVEN, strict=True))
 
 
@@ -102,8 +103,8 @@ def test_several_styles_have_weights(photo, tmp_path, stylize_calls, capsys):
         {"ink": 0.5, "neon": -1.5},
         {"ink": 1.0, "neon": 2.0},
         {"ink": 0.5},
-        "ink",
-        str(equal),
+        {"ink": 1.0},
+        {str(equal): 1.0},
     ]
     twice = ["--style", "ink=0.5", "--style", "ink=0.1"]
     assert main(["stylize", str(photo), *twice, *output]) == 2
@@ -139,6 +140,7 @@ BAD_VALUES = [
     *("--strength 0", "--strength 1.01", "--strength nan", "--strength high"),
     *("--scale 5", "--scale -3", "--scale inf", "--steps 0", "--steps 1001", "--steps 1.5"),
     *("--seed -1", "--seed x", f"--seed {2**64}", "--fit stretch", "--colour red"),
+    "--guidance-scale 0.5",
     *("--size 0", "--size -5", "--size 15", "--size 3.5", "--size big", f"--size {10**9}"),
     *("--solver euler", "--style ink=much", "--style ink=5", "--style ink=nan", "--style ink="),
 ]

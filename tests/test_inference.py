@@ -249,6 +249,9 @@ def test_a_lora_says_with_which_guidance_it_is_drawn(base, style, tmp_path):
         StylenbError, match="guidance_scale is a number from 1 up, or None, not 0.5"
     ):
         denoise(base, NOISY, guidance_scale=0.5, **FEW)
+    loud = save_lora(base, tmp_path / "loud.safetensors", name, {"settings": {"guidance_scale": 0}})
+    with pytest.raises(StylenbError, match="guidance_scale is a number from 1 up, not 0"):
+        load_lora(base, loud)
     stylenb.merge_lora(base, name)
     with pytest.raises(StylenbError, match="merged, and inversion and guidance need the base with"):
         denoise(base, NOISY, guidance_scale=2, **FEW)
