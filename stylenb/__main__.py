@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .errors import StylenbError, replacing
-from .limits import Guidance, Seed, Side, Strength, Timestep, Within, argument
+from .limits import Guidance, Seed, Side, Strength, Timestep, Within, argument, as_path
 
 Scale = Annotated[float, Within(-2, 4)]
 
@@ -93,9 +93,9 @@ def _style(text: str) -> tuple[str, float]:
 def _stylize(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     # Everything that can be wrong is looked at before torch is loaded, which takes seconds.
-    several = Path(options.photo).expanduser().is_dir()
+    several = as_path(options.photo).is_dir()
     if several:
-        output = Path(options.output).expanduser()
+        output = as_path(options.output)
         if output.exists() and not output.is_dir():
             raise StylenbError(f"'{output}' is not a folder, and a folder of photos needs one.")
     else:
@@ -103,6 +103,8 @@ def _stylize(options: argparse.Namespace) -> None:
         from .photos import open_photo
 
         photo = open_photo(options.photo)
+        if output.exists() and output.samefile(as_path(options.photo)):
+            raise StylenbError(f"'{output}' is the photo itself: give --output another name.")
     style = dict(options.style)
     if len(style) < len(options.style):
         raise StylenbError("Each --style is given once: add up the weights of one given twice.")
@@ -127,7 +129,7 @@ def _stylize(options: argparse.Namespace) -> None:
 def _check_output(text: str) -> Path:
     from PIL import Image
 
-    output = Path(text).expanduser()
+    output = as_path(text)
     Image.init()
     kind = Image.registered_extensions().get(output.suffix.lower())
     if kind not in Image.SAVE or kind not in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"):

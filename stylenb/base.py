@@ -17,8 +17,9 @@ from functools import cached_property
 
 import torch
 
-from .device import device_and_dtype
+from .device import as_dtype, device_and_dtype
 from .errors import StylenbError
+from .single_file import load_single_file
 from .weights import find_folder, load_parts, load_taesd
 
 SOLVER_STEPS = {"ddim": 30, "inversion": 11, "dpm": 10}  # of the whole schedule, unless told
@@ -27,9 +28,9 @@ TILE = 1024  # pixels; pictures of a longer side go through the autoencoder in t
 
 
 def load(
-    name_or_path: str | os.PathLike = "pocket", device=None, dtype: torch.dtype | None = None
+    name_or_path: str | os.PathLike = "pocket", device=None, dtype: torch.dtype | str | None = None
 ) -> Base:
-    """Load a base: "pocket", "sd15", or any folder of an SD v1 model in the diffusers layout.
+    """Load a base: "pocket", "sd15", or the folder or the .safetensors file of any SD v1 model.
 
     "sd15" comes from the folder in the environment variable STYLENB_SD15, else an attached
     Kaggle input, else the Hugging Face hub (a pinned revision; half precision on a GPU).
@@ -38,10 +39,11 @@ def load(
     Raises StylenbError for a name that is none of these and a folder that cannot be used.
     """
     device, chosen, _ = device_and_dtype(device)
-    dtype = chosen if dtype is None else dtype
+    dtype = as_dtype(dtype) or chosen
     folder = find_folder(name_or_path, half=device.type != "cpu")
-    name = str(name_or_path) if name_or_path in ("pocket", "sd15") else folder.name
-    return Base(name, folder, **load_parts(folder, device, dtype), device=device, dtype=dtype)
+    read, own = (load_single_file, folder.stem) if folder.is_file() else (load_parts, folder.name)
+    name = str(name_or_path) if name_or_path in ("pocket", "sd15") else own
+    return Base(name, folder, **read(folder, device, dtype), device=device, dtype=dtype)
 
 
 class Base:
@@ -67,7 +69,7 @@ class Base:
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self.device, self.dtype = device, dtype
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.image_size = int(unet.config.sample_size) * self.factor
+        self.image_size = int(unet.config.sample_size or 64) * self.factor
         self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)
         vae.enable_tiling()  # tiles overlap by a quarter, and are blended there
         vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // self.factor

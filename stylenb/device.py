@@ -37,6 +37,18 @@ def device_and_dtype(device=None) -> tuple[torch.device, torch.dtype, str]:
     )
 
 
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A precision by its name, "float16" or "fp16" for one; of "auto" and None, None.
+
+    Raises StylenbError for what is no precision that a base can have.
+    """
+    text = str(dtype).removeprefix("torch.").replace("fp", "float").replace("bfloat", "bf")
+    known = {"float32": torch.float32, "float16": torch.float16, "bf16": torch.bfloat16}
+    if dtype is None or dtype == "auto" or text in known:
+        return known.get(text)
+    raise StylenbError(f"dtype is 'float32', 'float16', 'bfloat16' or 'auto', not {dtype!r}.")
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the hardware really multiplies in it, else None: train in float32."""
     if device.type == "cuda":

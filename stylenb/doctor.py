@@ -54,6 +54,16 @@ def install_missing() -> list[str]:
         fixed.write_text("\n".join(pins) + "\n", encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(fixed)]
         done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
+    if "externally-managed-environment" in done.stderr:
+        raise StylenbError(
+            "This Python belongs to the system, and pip may not change it (PEP 668): make a virtual "
+            "environment (python3 -m venv venv), and run the notebook with the Python in it."
+        )
+    if done.returncode and "No module named pip" in done.stderr:
+        raise StylenbError(
+            f"This Python ({sys.executable}) has no pip: run `uv pip install -r requirements.txt` "
+            "where uv made it, or `python -m ensurepip` once."
+        )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line]
         raise StylenbError(

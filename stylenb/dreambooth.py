@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from .base import SOLVER_STEPS, Base, fingerprint, plain_name
 from .errors import StylenbError, replacing
+from .folders import Pictures, open_pictures
 from .inference import redraw
 from .limits import Count, NonNegative, Nonzero, Positive
 from .loop import (
@@ -36,11 +37,12 @@ from .loop import (
     spread_timesteps,
 )
 from .lora import add_lora, refuse_merged, remove_lora
-from .lora_files import about_lora, open_safetensors, save_lora, write_safetensors
+from .lora_files import about_lora, save_lora, write_safetensors
 from .losses import noise_loss
 from .photos import open_photo
 from .text_to_image import DRAWN_AT_ONCE, generate, without_loras
 from .training import check_pictures, digest, encode, train
+from .weights import open_safetensors
 
 TRAINED = {  # what is trained: the part of a weight's name that says so
     "unet": ("",),
@@ -167,15 +169,15 @@ def _kept(file: Path, size: int) -> Image.Image | None:
 
 def train_dreambooth(
     base: Base,
-    instance_pictures: Sequence,
+    instance_pictures: Pictures,
     settings: DreamBoothSettings | None = None,
     name: str = "dreambooth",
-    prior_pictures: Sequence | None = None,
+    prior_pictures: Pictures | None = None,
     **run,
 ) -> History:
     """Teach the base what the rare token in `settings.prompt` means; it is left as trained.
 
-    instance_pictures: PIL pictures of the base's size, 3 or more.
+    instance_pictures: 3 or more, see `folders.open_pictures`.
     settings: None is DreamBoothSettings.for_base(base).
     prior_pictures: of the class, instead of those that the base draws for itself (prior_set).
     run: folder, minutes, validation, ..., see loop.Run; validation photos are redrawn with the
@@ -187,11 +189,10 @@ def train_dreambooth(
     as it was loaded: an earlier DreamBooth is undone first. Weights that are trained are float32
     meanwhile, whatever the base's dtype; those that are not stay bit for bit.
 
-    Raises StylenbError for fewer than 3 pictures, pictures of several sizes, while LoRAs are in the
-    UNet, without a text encoder, and see `training.train` and `loop.fit`.
+    Raises StylenbError for fewer than 3 pictures, with LoRAs in the UNet, and see `loop.fit`.
     """
     settings, run = settings or DreamBoothSettings.for_base(base), Run(**run)
-    pictures, prior = list(instance_pictures), []
+    (pictures,), prior = open_pictures(base, instance_pictures), []
     check_pictures("DreamBooth", pictures, 3)
     without_loras(base)
     undo_dreambooth(base)
@@ -201,7 +202,7 @@ def train_dreambooth(
     if settings.prior_loss_weight:
         if prior_pictures is None:
             prior_pictures = prior_set(base, settings, run.folder, run.progress)
-        prior = list(prior_pictures)
+        pictures, prior = open_pictures(base, pictures, prior_pictures)
         check_pictures("DreamBooth", pictures, 3, prior_pictures=prior)
         about["prior pictures"] = digest(prior)
     losses_of = _prompted_losses(base, settings, pictures, prior)

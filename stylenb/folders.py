@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 from .base import Base
 from .errors import StylenbError, not_writable, replacing
 from .inference import StylizeSettings, batch_size_for, check_seeds, in_style, open_base, redraw
-from .limits import read
+from .limits import as_path, read
 from .photos import Fit, check_size, open_photo
 
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # Windows puts them into folders
@@ -99,7 +100,7 @@ def _list_folder(folder) -> tuple[Path, list[Path], list[tuple[str, str]]]:
     """The folder, its files in the order of their names, and (file, why) of those of no use."""
     if not isinstance(folder, (str, os.PathLike)):
         raise StylenbError(f"A folder is given by its path, not as {type(folder).__name__}.")
-    path = Path(os.fsdecode(folder)).expanduser()
+    path = as_path(folder)
     name = f"'{_printable(str(path))}'"
     try:
         files = sorted(path.iterdir(), key=lambda file: file.name)
@@ -151,6 +152,36 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name)
 
 
+Pictures = str | os.PathLike | PictureFolder | Iterable  # whatever open_pictures takes
+
+
+def open_pictures(base: Base, *several: Pictures) -> list[list[Image.Image]]:
+    """What a training is given, as lists of PIL pictures in RGB, all of one size.
+
+    Each of `several` is the path of a folder, what read_folder gives, or any number of what
+    `open_photo` takes. Pictures that share a size which suits the base keep it; all others are
+    cropped and resized to that of the base. Raises StylenbError for what is none of these.
+    """
+    lists = []
+    for given in several:
+        if isinstance(given, (str, os.PathLike)):
+            given = read_folder(given, base.image_size, minimum=1)
+        if isinstance(given, PictureFolder):
+            given = given.pictures
+        if not isinstance(given, Iterable) or isinstance(given, (bytes, Image.Image)):
+            raise StylenbError(
+                "The pictures of a training are a folder's path or a list of pictures, not "
+                f"{type(given).__name__}."
+            )
+        lists.append(list(given))
+    every = [picture for pictures in lists for picture in pictures]
+    if all(isinstance(one, Image.Image) and one.mode == "RGB" for one in every):
+        sizes = {one.size for one in every}
+        if len(sizes) == 1 and not any(side % base.multiple for side in min(sizes)):
+            return lists
+    return [[open_photo(one, base.image_size) for one in pictures] for pictures in lists]
+
+
 def stylize_folder(
     folder: str | os.PathLike,
     output: str | os.PathLike,
@@ -167,9 +198,9 @@ def stylize_folder(
 
     a.jpg becomes a.png; where two photos share a stem, a.jpg.png and a.webp.png. Each PNG says as
     text how it was drawn. A picture that is there already is left as it is, so that a run which was
-    cut resumes; with `overwrite` it is drawn anew. Files are skipped as `read_folder` does.
-    seed, base, batch_size and settings (strength, scale, num_inference_steps, fit, solver,
-    keep_colours, size, original_size) are those of `stylize`, and so is every picture.
+    cut resumes, unless its photo was replaced since; with `overwrite` it is drawn anew. Files are
+    skipped as `read_folder` does. seed, base, batch_size and settings (strength, scale, ...) are
+    those of `stylize`, and so is every picture.
 
     Raises StylenbError if a folder cannot be used, if none of its files is a photo, and, unless
     `overwrite` is set, if the output holds pictures that were drawn with other settings.
@@ -185,15 +216,9 @@ def stylize_folder(
         _refuse_to_mix(output, record)
     at_once = batch_size_for((how.size or base.default_size) ** 2, batch_size)
 
-    done, todo = StylizedFolder(output, [], [], skipped), []
-    targets = _targets(files, output)
-    for file, target in targets.items():
-        if overwrite or not target.exists():
-            todo.append(file)
-        elif _read_record(target).get("photo") == file.name:
-            done.there.append(file.name)
-        else:
-            skipped.append((file.name, f"{target.name} is there and not its picture"))
+    targets, digests = _targets(files, output), {file: _digest(file) for file in files}
+    todo, there = _plan(targets, digests, overwrite, skipped)
+    done = StylizedFolder(output, [], there, skipped)
     in_the_way = len(targets) > len(todo) + len(done.there)
     if todo:
         with in_style(base, how), tqdm(total=len(todo), disable=not progress, desc="photos") as bar:
@@ -204,7 +229,8 @@ def stylize_folder(
                 pictures = redraw(base, [photo for photo, _ in photos.values()], **options)
                 for (file, (_, own)), picture in zip(photos.items(), pictures, strict=True):
                     picture = how.finished(picture, own)
-                    _save(picture, targets[file], {**record, "photo": file.name})
+                    told = {**record, "photo": file.name, "digest": digests[file]}
+                    _save(picture, targets[file], told)
                     done.drawn.append(file.name)
                 bar.update(len(part))
     skipped.sort()
@@ -213,8 +239,26 @@ def stylize_folder(
     return done
 
 
+def _plan(
+    targets: dict[Path, Path], digests: dict[Path, str], overwrite: bool, skipped: list
+) -> tuple[list[Path], list[str]]:
+    """The photos to draw, and the names of those whose picture is there."""
+    todo, done = [], []
+    for file, target in targets.items():
+        there = _read_record(target)
+        if overwrite or not target.exists():
+            todo.append(file)
+        elif there.get("photo") != file.name:
+            skipped.append((file.name, f"{target.name} is there and not its picture"))
+        elif there.get("digest", digests[file]) != digests[file]:  # another photo of that name
+            todo.append(file)
+        else:
+            done.append(file.name)
+    return todo, done
+
+
 def _output_folder(folder: Path, output) -> Path:
-    output = Path(output).expanduser()
+    output = as_path(output)
     if output.resolve() == folder.resolve():
         raise StylenbError(f"'{output}' is where the photos are: name another folder to write to.")
     try:
@@ -243,13 +287,16 @@ def _targets(files: list[Path], output: Path) -> dict[Path, Path]:
 def _record(how: StylizeSettings, seed: int, base: Base) -> dict:
     """What a picture tells of how it was drawn; the style's file by a digest too, since it may be
     trained anew under its name."""
-    styles = {
-        file.stem: [weight, hashlib.sha256(file.read_bytes()).hexdigest()[:12]]
-        for file, weight in how.files
-    }
+    styles = {file.stem: [weight, _digest(file)] for file, weight in how.files}
     drawn = {**asdict(how), "style": styles, "seed": seed, "base": base.name, "prompt": base.prompt}
     drawn["size"] = how.size or f"{base.default_size} or more"  # which size_for says of each photo
     return json.loads(json.dumps(drawn, default=float))  # as it is read back
+
+
+def _digest(file: Path) -> str:
+    with suppress(OSError):  # gone, or no longer readable: opening it says so
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    return ""
 
 
 def _save(picture: Image.Image, path: Path, record: dict) -> None:

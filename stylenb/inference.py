@@ -9,7 +9,7 @@ about a picture is here, in some 460 lines.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -28,7 +28,7 @@ from .base import BATCH_PIXELS, SOLVER_STEPS, Base, load
 from .errors import StylenbError
 from .limits import Count, Guidance, Natural, Share, Side, Strength, Timestep, check_fields, read
 from .lora import merged, set_scale, switched
-from .lora_files import find_lora, guidance_of, load_lora
+from .lora_files import find_lora, guidance_of, load_lora, text_parts
 from .photos import Fit, open_photo, to_pictures, to_tensor
 
 Solver = Literal["ddim", "inversion", "dpm"]
@@ -435,7 +435,8 @@ class StylizeSettings:
 
 def open_base(base: Base | str) -> Base:
     """A base, loaded if it is a name or a path; the last one that was loaded so is kept."""
-    return base if isinstance(base, Base) else _load_once(base)
+    read = _load_once if isinstance(base, Hashable) else load  # which says what a base is
+    return base if isinstance(base, Base) else read(base)
 
 
 @contextmanager
@@ -443,14 +444,11 @@ def in_style(base: Base, how: StylizeSettings) -> Iterator[None]:
     """Inside, the style's LoRAs are part of the UNet; afterwards no LoRA is active."""
     names = {load_lora(base, file): weight for file, weight in how.files}
     if len(names) < len(how.files):
-        files = " and ".join(f"'{file}'" for file, _ in how.files)
-        raise StylenbError(
-            f"Two of the styles have one name ({files}): give each once, or rename the file of one."
-        )
+        raise StylenbError(f"Two styles are one file ({', '.join(names)}): give each once.")
     # Merged they cost no time, but inversion and guidance need the base without them, too.
     merge = how.guidance_scale in (None, 1) and (how.solver or base.default_solver) != "inversion"
     try:
-        with switched(base, names, how.scale, merge) if names else nullcontext():
+        with switched(base, names, how.scale, merge) if names else nullcontext(), text_parts(base):
             yield
     finally:
         set_scale(base, None)

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -78,6 +80,11 @@ def read(name: str, value: Any, kind: Any) -> Any:
     except (TypeError, ValueError, OverflowError) as error:
         what = f"{_describe(kind)}{', or None' * optional}"
         raise StylenbError(f"{name} is {what}, not {value!r}.") from error
+
+
+def as_path(path: str | os.PathLike) -> Path:
+    """A path as a shell reads it: "~" is the home folder, "$NAME" an environment variable."""
+    return Path(os.path.expandvars(os.fsdecode(path))).expanduser()
 
 
 def argument(kind: Any) -> Callable[[str], Any]:

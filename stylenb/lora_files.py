@@ -1,28 +1,29 @@
-"""LoRA files: safetensors in the layout of diffusers or of kohya's scripts, read, refused, written.
+"""LoRA files: safetensors of any program for SD v1.5 read, or refused by their true name, and
+written in the layouts of diffusers and of kohya's scripts.
 
-A file has two matrices for each layer of the UNet, which load_lora hands to peft. Whatever is not
-that is refused, with what was found and what was expected.
+A file has two matrices for each layer of the UNet, which load_lora hands to peft; lora_formats
+says what the names in it mean. What a file changes in the text encoder is kept beside.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .base import Base
 from .errors import StylenbError, replacing
-from .limits import Guidance, read
+from .limits import Guidance, as_path, read
 from .lora import (
     lora_layers,
     own_modules,
@@ -34,22 +35,11 @@ from .lora import (
     switched,
     usable_name,
 )
-from .weights import DATA, SD15_TEXT_WIDTH
+from .lora_formats import as_lora, read_keys, split_key, text_names
+from .weights import DATA, SD15_TEXT_WIDTH, open_safetensors
 
-# Keys of files that cannot be used: what they show, and what can be done.
-_REFUSED = (
-    (  # a second text encoder, the picture's size as input, deeper attention
-        r"lora_te2_|text_encoder_2\.|.*(add_embedding|label_emb|"
-        r"(attentions|(in|out)put_blocks_\d+|middle_block)[._]\d+[._]transformer_blocks[._][1-9])",
-        "was trained for Stable Diffusion XL",
-        "the base is built like v1.5: choose a LoRA for SD v1.5",
-    ),
-    (
-        r"lora_te|text_encoder\.",
-        "changes the text encoder too",
-        "without a prompt that part would be lost: choose or train a LoRA of the UNet alone",
-    ),
-)
+_CONFIG = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
+_READERS = {"dreambooth": "load_dreambooth", "textual inversion": "load_embedding"}
 
 
 def available_styles() -> dict[str, Path]:
@@ -65,13 +55,13 @@ def find_lora(style: str | Path) -> Path:
             f"A style is a name ({', '.join(shipped)}) or the path of a LoRA file, not {style!r}; "
             "several are given as {style: weight, ...}."
         )
-    path = shipped.get(str(style), Path(style))
+    path = shipped.get(str(style), as_path(style))
     if not path.is_file():
         raise StylenbError(
             f"There is no style {str(style)!r}: choose {', '.join(shipped) or 'one'} "
             "or give the path of a LoRA file (.safetensors)."
         )
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         pickled = path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
         what = ", it is pickled and could run code when it is opened" if pickled else ""
         raise StylenbError(
@@ -82,8 +72,13 @@ def find_lora(style: str | Path) -> Path:
 
 def about_lora(path: str | Path) -> dict:
     """What the metadata of a LoRA file says of its training; {} if it was made elsewhere."""
-    with open_safetensors(Path(path)) as file, _whole(Path(path).name):
-        return json.loads((file.metadata() or {}).get("stylenb", "{}"))
+    path = as_path(path)
+    with open_safetensors(path) as file, _whole(path.name):
+        return _story(file.metadata() or {})
+
+
+def _story(metadata: dict) -> dict:
+    return dict(json.loads(metadata.get("stylenb", "{}")))
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -93,24 +88,31 @@ def load_lora(base: Base, style: str | Path) -> str:
     """Load a shipped style by name, or a LoRA file by path, into the UNet; return its name there.
 
     It is switched off until set_scale makes it active; what was active stays so. Loading what is
-    loaded already does nothing. The file is safetensors in the layout of diffusers or of kohya's
-    scripts; where no alpha is in it, the course's is 1.
+    loaded already does nothing; of two files with one name, the second gets "_2" behind it. The
+    file is safetensors for a base like this one, of whatever program; LoCon, LoHa, LoKr, DoRA, OFT
+    and whole differences become LoRAs of the same effect. Where no alpha is in it, the course's is
+    1. What it adds to the text encoder is used where a prompt is embedded, see `text_parts`.
 
     Raises StylenbError, which names what was found and what was expected, for an unknown style, a
     file that is not safetensors or not a whole LoRA, one that was trained for another base, and one
     that changes nothing: the UNet must predict something else with it than without.
     """
     path = find_lora(style)
-    name = usable_name(base, path.stem)
+    name, loaded = usable_name(base, path.stem), getattr(base.unet, "peft_config", {})
     file_read = (path.resolve(), path.stat().st_mtime_ns)
-    loaded = getattr(base.unet, "peft_config", {}).get(name)
-    if loaded is not None and getattr(loaded, "file_read", file_read) == file_read:
-        return name
+    first = name
+    for number in itertools.count(2):
+        there = getattr(loaded.get(name), "file_read", file_read)
+        if name in loaded and there == file_read:
+            return name
+        if there[0] == file_read[0]:  # it is new, or was written since
+            break
+        name = f"{first}_{number}"
     refuse_merged(base)
-    state, config = _read(base, path)
+    state, config, text = _read(base, path)
     guidance = about_lora(path).get("settings", {}).get("guidance_scale", 1.0)
     guidance = read("guidance_scale", guidance, Guidance)
-    remove_lora(base, name)  # another file of this name, or one that was written since
+    remove_lora(base, name)
     with switched(base, None):
         try:
             # outside of inference mode, else no gradient could ever flow through the weights
@@ -123,7 +125,7 @@ def load_lora(base: Base, style: str | Path) -> str:
             remove_lora(base, name)
             raise
     config = base.unet.peft_config[name]
-    config.file_read, config.guidance_scale = file_read, guidance
+    config.file_read, config.guidance_scale, config.text = file_read, guidance, text
     return name
 
 
@@ -134,29 +136,111 @@ def guidance_of(base: Base) -> float:
     return max([1.0, *(getattr(base.unet.peft_config[n], "guidance_scale", 1.0) for n in on)])
 
 
-def _read(base: Base, path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The weights of a LoRA file, "unet.LAYER.lora_A.weight" and "...lora_B.weight", and the peft
-    config that belongs to them, each of its keys after "unet.". Where the file tells no alpha, the
-    course's is 1. Raises StylenbError for a file that is not a whole LoRA of this UNet."""
+def _read(base: Base, path: Path) -> tuple[dict[str, torch.Tensor], dict, dict]:
+    """The weights of a LoRA file, "unet.LAYER.lora_A.weight" and "...lora_B.weight", the peft
+    config that belongs to them, each of its keys after "unet.", and what is added to the weights of
+    the text encoder, {layer: tensor}. Where the file tells no alpha, the course's is 1.
+
+    Raises StylenbError for a file that is not a whole LoRA of this UNet.
+    """
     with open_safetensors(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        pairs = _pairs(base, path.name, shapes)
         with _whole(path.name):
-            config = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-            state = {
-                f"unet.{layer}.lora_{part}.weight": file.get_tensor(pair[part])
-                for layer, pair in pairs.items()
-                for part in "AB"
-            }
-            if "unet.r" not in config:
-                # diffusers would take one alpha for all of a kohya file's attention layers
-                ranks = {layer: shapes[pair["A"]][0] for layer, pair in pairs.items()}
-                alphas = dict(ranks)  # peft's alpha is the rank where the course's is 1
-                for layer, pair in pairs.items():
-                    if "alpha" in pair:
-                        alphas[layer] = _number(file.get_tensor(pair["alpha"]))
-                config = _config(ranks, alphas)
-    return state, config
+            metadata = file.metadata() or {}
+            config, method = _told(path, metadata), _story(metadata).get("method")
+            usual = torch.tensor(config.get("unet.lora_alpha", math.nan))
+        if method in _READERS and not any(map(split_key, file.keys())):
+            raise StylenbError(f"{path.name} is a {method}, no LoRA: {_READERS[method]} reads it.")
+        unet = _weights(own_modules(base))
+        text = _weights(dict(base.text_encoder.named_modules()) if base.text_encoder else {})
+        per_block = base.unet.config.layers_per_block
+        keys, its_text = read_keys(path.name, list(file.keys()), unet, per_block)
+
+        def read_layer(layer: str, keys: dict[str, str], weight: torch.Tensor):
+            with _whole(path.name):
+                parts = {part: file.get_tensor(key) for part, key in keys.items()}
+            if "dora_scale" in parts and not usual.isnan():
+                parts.setdefault("alpha", usual)
+            return as_lora(parts, weight.detach().cpu(), f"{path.name} ({layer})")
+
+        state, ranks, alphas, added = {}, {}, {}, {}
+        for layer, its in keys.items():
+            a, b, alpha = read_layer(layer, its, unet[layer])
+            state |= {f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b}
+            ranks[layer], alphas[layer] = len(a), alpha
+        if not config or any(alpha is not None for alpha in alphas.values()):
+            # diffusers would take one alpha for all of a kohya file's attention layers
+            config = _config(ranks, {k: ranks[k] if a is None else a for k, a in alphas.items()})
+        if its_text:
+            with suppress(StylenbError, KeyError):  # the base has another text encoder, or none
+                names = text_names(text)
+                for name, its in its_text.items():
+                    a, b, alpha = read_layer(name, its, text[names[name]])
+                    scale = 1 if alpha is None else alpha / len(a)
+                    added[names[name]] = scale * b.float() @ a.float()
+            if len(added) < len(its_text):
+                added = {}
+            what = "used where a prompt is embedded, and left out without a prompt"
+            what = what if added else "left out, as this base has another text encoder, or none"
+            warnings.warn(
+                f"{path.name} changes the text encoder too: that is {what}.", stacklevel=3
+            )
+    return state, config, added
+
+
+def _weights(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+    """Of the layers that a LoRA can change."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return {key: one.weight for key, one in modules.items() if isinstance(one, kinds)}
+
+
+@contextmanager
+def text_parts(base: Base) -> Iterator[None]:
+    """Inside, the text encoder has what the active LoRAs add to it, each at its scale, and the
+    prompt of `with_prompt` is embedded by that."""
+    layers = [layer for layer in lora_layers(base).values() if not layer.disable_adapters]
+    scales = {
+        name: layer.scaling[name] / (layer.lora_alpha[name] / layer.r[name])
+        for layer in layers
+        for name in layer.active_adapters
+        if layer.lora_alpha.get(name)
+    }
+    parts = {n: part for n in scales if (part := getattr(base.unet.peft_config[n], "text", {}))}
+    if not parts or base.text_encoder is None:
+        yield
+        return
+    modules, embedding = dict(base.text_encoder.named_modules()), base._embedding
+    kept = {layer: modules[layer].weight.data for part in parts.values() for layer in part}
+    try:
+        for name, part in parts.items():
+            for layer, added in part.items():
+                weight = modules[layer].weight
+                weight.data = weight.data + (scales[name] * added).to(weight)
+        if base.prompt is not None:
+            with torch.no_grad():
+                base._embedding = base.embed(base.prompt)
+        yield
+    finally:
+        base._embedding = embedding
+        for layer, weight in kept.items():
+            modules[layer].weight.data = weight
+
+
+def _told(path: Path, metadata: dict) -> dict:
+    """The LoraConfig that the file's metadata tells, or the file that peft writes beside, its keys
+    after "unet."; {} if there is none."""
+    told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    beside = path.with_name("adapter_config.json")
+    if not told and path.name == "adapter_model.safetensors" and beside.is_file():
+        told = json.loads(beside.read_text(encoding="utf-8"))
+        if told.get("peft_type", "LORA") != "LORA":
+            raise StylenbError(
+                f"{path.name} is a {told['peft_type']} of peft, of whose kinds only LORA is "
+                "read here: choose a LoRA."
+            )
+        told = {part: told[part] for part in _CONFIG if told.get(part) is not None}
+    if "unet.r" not in told and "r" in told:
+        told = {f"unet.{key}": value for key, value in told.items()}
+    return told if "unet.r" in told else {}
 
 
 @contextmanager
@@ -164,88 +248,13 @@ def _whole(file: str) -> Iterator[None]:
     """Turn what safetensors, json or peft raise inside into a sentence about the file."""
     try:
         yield
+    except StylenbError:
+        raise
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         raise StylenbError(
             f"{file} is not a whole LoRA ({' '.join(str(error).split())[:200]}): download or train "
             "it again."
         ) from error
-
-
-def _number(tensor: torch.Tensor) -> float:
-    """The decimal number that was rounded to this float32, so that 0.9 comes back as 0.9."""
-    return float(str(tensor.float().reshape(()).numpy()[()]))
-
-
-def _names(layer: str) -> dict[str, str]:
-    """What files call the parts of a layer's LoRA: diffusers, diffusers of old, kohya's scripts."""
-    kohya = _kohya_name(layer)
-    return {
-        f"unet.{layer}.lora_A.weight": "A",
-        f"unet.{layer}.lora_B.weight": "B",
-        f"unet.{layer}.lora.down.weight": "A",
-        f"unet.{layer}.lora.up.weight": "B",
-        f"{kohya}.lora_down.weight": "A",
-        f"{kohya}.lora_up.weight": "B",
-        f"{kohya}.alpha": "alpha",
-    }
-
-
-def _pairs(base: Base, file: str, shapes: dict[str, tuple]) -> dict[str, dict[str, str]]:
-    """What the file calls "A", "B" and perhaps "alpha" of each of the UNet's layers.
-
-    Raises StylenbError for a LoRA of another model: names, or shapes, that fit no layer.
-    """
-    if not shapes:
-        raise StylenbError(f"{file} holds no weights, and a LoRA has two matrices per layer.")
-    for pattern, what, why in _REFUSED:
-        if found := next((name for name in shapes if re.match(pattern, name)), None):
-            raise StylenbError(f"{file} {what}, as its key {found!r} shows, and {why}.")
-    kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    layers = {key: m for key, m in own_modules(base).items() if isinstance(m, kinds)}
-    known = {name: (layer, part) for layer in layers for name, part in _names(layer).items()}
-    pairs: dict[str, dict[str, str]] = {}
-    unknown = []
-    for name in shapes:
-        layer, part = known.get(name, (None, None))
-        if layer is None or part in pairs.get(layer, ()):
-            unknown.append(name)
-        else:
-            pairs.setdefault(layer, {})[part] = name
-    if unknown:
-        example = list(_names(next(layer for layer in layers if layer.endswith(".to_q"))))
-        raise StylenbError(
-            f"{file} was made for another model: no layer of the base {base.name!r} fits "
-            f"{len(unknown)} of its {len(shapes)} keys, the first of them {unknown[0]!r}, and "
-            f"expected are keys such as {example[0]!r} or {example[4]!r}."
-        )
-    for layer, pair in pairs.items():
-        _check_pair(base, file, layer, layers[layer].weight.shape, pair, shapes)
-    return pairs
-
-
-def _check_pair(base: Base, file: str, layer: str, weight, pair: dict[str, str], shapes) -> None:
-    """Raise StylenbError unless A, B and alpha have shapes that fit that of the layer's weight
-    (out, in), of a convolution (out, in, height, width), and one rank."""
-    wanted = {"A": ("r", *weight[1:]), "B": (weight[0], "r", *(1 for _ in weight[2:]))}
-    ranks = {}
-    for part in (part for part in wanted if part in pair):
-        shape = shapes[pair[part]]
-        rank = shape[wanted[part].index("r")] if len(shape) == len(weight) else 0
-        if rank < 1 or shape != tuple(rank if side == "r" else side for side in wanted[part]):
-            raise StylenbError(
-                f"{file} does not fit the base {base.name!r} ({pair[part]} has the shape {shape}, "
-                f"expected is ({', '.join(map(str, wanted[part]))}) with a rank r): load the base "
-                "that it was trained for."
-            )
-        ranks[part] = rank
-    alpha = shapes.get(pair.get("alpha"), ())
-    if len(ranks) < 2 or ranks["A"] != ranks["B"] or math.prod(alpha) != 1:
-        has = [f"{part} of rank {rank}" for part, rank in ranks.items()]
-        has += [f"alpha of the shape {alpha}"] if "alpha" in pair else []
-        raise StylenbError(
-            f"{file} is not a whole LoRA ({layer} has {' and '.join(has)}, expected are A and B "
-            "of one rank and at most one number alpha): download or train it again."
-        )
 
 
 def _refuse_without_effect(base: Base, file: str, name: str, state: dict) -> None:
@@ -277,26 +286,6 @@ def _refuse_without_effect(base: Base, file: str, name: str, state: dict) -> Non
         )
 
 
-def open_safetensors(path: Path):
-    """safetensors' reader of a file, for a with statement. Raises StylenbError for another
-    kind of file."""
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        found = f"cannot be read as safetensors ({error}): download or train it again"
-        if path.is_file() and path.stat().st_size == 0:
-            found = "is empty (0 bytes): download or train it again"
-        elif path.is_file() and isinstance(error, SafetensorError):
-            with path.open("rb") as file:
-                first = file.read(2)
-            if first == b"PK" or (first[:1] == b"\x80" and first[1:] <= b"\x05"):
-                found = (
-                    "is not safetensors, as its name says, but a pickled file, which could run "
-                    "code when it is opened: find or save it as safetensors"
-                )
-        raise StylenbError(f"{path.name} {found}.") from error
-
-
 # ------------------------------------------------------------------------------------------ writing
 
 
@@ -307,9 +296,12 @@ def save_lora(base: Base, path: str | Path, name: str = "style", about: dict | N
     them; `about` (how it was trained) is kept there too and read back by `about_lora`.
     """
     state, config = _state(base, name), base.unet.peft_config[name]
+    if getattr(config, "text", {}):
+        warnings.warn(
+            f"What {name!r} adds to the text encoder is not saved: keep its file.", stacklevel=2
+        )
     # diffusers 0.37 cannot do without the patterns
-    parts = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
-    kept = {f"unet.{part}": getattr(config, part) for part in parts}
+    kept = {f"unet.{part}": getattr(config, part) for part in _CONFIG}
     # the modules are a set, or text, which is a pattern, in a file from elsewhere
     metadata = {"lora_adapter_metadata": json.dumps(kept, default=sorted)}
     guidance = getattr(config, "guidance_scale", 1.0)

@@ -10,16 +10,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from .errors import StylenbError
+from .limits import as_path
 
 MIN_SIDE = 16  # pixels: two latents at factor 8
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
+MAX_TEXT = 256_000_000  # bytes in a PNG's texts and profiles; ComfyUI and Photoshop write many
 TOO_LARGE = (  # the reason, and what to do
     f"too large (over {MAX_PIXELS // 10**6} megapixels)",
     "make it smaller first, a side of 2000 pixels is plenty",
@@ -53,7 +54,7 @@ def read_picture(source) -> tuple[Image.Image, str]:
     text = os.fsdecode(source)
     if "://" in text:
         raise StylenbError(f"'{text}' is a web address: download the photo first, then pass it.")
-    path, name = Path(text).expanduser(), f"'{text}'"
+    path, name = as_path(text), f"'{text}'"
     try:
         if path.is_dir():
             raise StylenbError(f"{name} is a folder: name one photo inside it.")
@@ -93,9 +94,11 @@ def _load(picture: Image.Image, name: str) -> Image.Image:
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Whatever Pillow raises inside is one sentence: each of its decoders has errors of its own."""
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
+            PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
             yield
     except UnidentifiedImageError as error:
         advice = "give a JPEG, PNG or WebP file (export HEIC, RAW and SVG as one of them)"
@@ -103,8 +106,13 @@ def _decoding(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise _unusable(name, *TOO_LARGE) from error
     except Exception as error:
+        if "MAX_TEXT" in str(error):
+            advice = "save it again without its texts (metadata)"
+            raise _unusable(name, f"full of text (over {MAX_TEXT >> 20} MB)", advice) from error
         advice = f"copy or download it again ({error})"
         raise _unusable(name, "damaged or cut off", advice) from error
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = limits
 
 
 def _unusable(name: str, reason: str, advice: str) -> StylenbError:
@@ -130,6 +138,9 @@ def to_rgb(picture: Image.Image, name: str) -> Image.Image:
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _to_8_bit(picture, name)
+    clear = picture.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits, whose upper half was read
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)
     if picture.mode in ("P", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
     if picture.mode in ("RGBA", "LA", "RGBa", "La"):
@@ -155,14 +166,17 @@ def to_rgb(picture: Image.Image, name: str) -> Image.Image:
 
 def _to_8_bit(picture: Image.Image, name: str) -> Image.Image:
     """Gray of 16 or 32 bits, or float, to 8 bits: scaled by the range that the values suggest."""
-    values = np.asarray(picture).astype(np.float64)
+    values, clear = np.asarray(picture).astype(np.float64), picture.info.get("transparency")
     if not np.isfinite(values).all():
         raise StylenbError(f"{name} holds NaN or infinity: replace them first.")
     values = values.clip(0)
     # Pillow before 11 opens a 16-bit file as "I"; the other modes are "I;16" and its kind.
     tops = {"F": (1, 255, 65535), "I": (255, 65535)}.get(picture.mode, (65535,))
     top = next((t for t in tops if values.max() <= t), values.max())
-    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    grey = Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    if isinstance(clear, int):  # the grey value that stands for no colour at all
+        grey = Image.merge("LA", (grey, Image.fromarray(255 * (values != clear).astype(np.uint8))))
+    return grey
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -15,7 +15,7 @@ from .errors import StylenbError, replacing
 from .limits import Guidance, Within, read
 from .loop import generator_at
 from .lora import adapters, lora_layers
-from .lora_files import refuse_not_finite
+from .lora_files import refuse_not_finite, text_parts
 from .photos import check_size, to_pictures
 
 DRAWN_AT_ONCE = 4  # pictures
@@ -73,7 +73,8 @@ def generate(
     pipe, pictures, numbers = pipeline(base), [], range(first, first + count)
     for start in range(0, count, DRAWN_AT_ONCE):
         generators = [generator_at(seed, n) for n in numbers[start : start + DRAWN_AT_ONCE]]
-        latents = pipe([prompt] * len(generators), generator=generators, **how).images
+        with text_parts(base):
+            latents = pipe([prompt] * len(generators), generator=generators, **how).images
         pictures += to_pictures(base.decode(latents))
     return pictures
 

@@ -6,7 +6,7 @@ the same loop as everything else; all weights of the base stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from transformers import CLIPTokenizer
 from .base import Base, fingerprint
 from .dreambooth import prompted_redraw, set_losses
 from .errors import StylenbError
-from .limits import Positive
+from .folders import Pictures, open_pictures
+from .limits import Positive, as_path
 from .loop import History, LoopSettings, Run, TrainingStopped
-from .lora_files import open_safetensors, write_safetensors
+from .lora_files import write_safetensors
 from .training import check_pictures, digest, encode, train
+from .weights import open_safetensors
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class EmbeddingSettings(LoopSettings):
 
 def train_embedding(
     base: Base,
-    pictures: Sequence,
+    pictures: Pictures,
     token: str = "<style>",
     settings: EmbeddingSettings | None = None,
     **run,
 ) -> History:
     """Learn the embedding of one new token from a few pictures; it is left in the base.
 
-    pictures: PIL pictures of the base's size, 3 or more. settings: None is
+    pictures: 3 or more, see `folders.open_pictures`. settings: None is
     EmbeddingSettings.for_base(base) with the token in the prompt. run: folder, minutes, validation,
     ..., see loop.Run; validation photos are redrawn with the prompt. With a folder,
     `learned_embeds.safetensors` and `history.json` are written there, and a run that was cut
@@ -65,7 +67,7 @@ def train_embedding(
     that is not one token, fewer than 3 pictures, and see `training.train` and `loop.fit`.
     """
     settings = settings or EmbeddingSettings.for_base(base, prompt=f"a {token} painting")
-    run, pictures = Run(**run), list(pictures)
+    run, (pictures,) = Run(**run), open_pictures(base, pictures)
     check_pictures("Textual inversion", pictures, 3)
     table = _table(base)
     begin = base.tokenizer(settings.initializer, add_special_tokens=False)["input_ids"]
@@ -206,12 +208,15 @@ def load_embedding(base: Base, path: str | Path) -> str:
 
     Loading what is there already does nothing. Raises StylenbError for a file that is not
     safetensors or not the embedding of one token, one of another width, and a token that means
-    something else already.
+    something else already. A file that does not name its token gives it the file's own name.
     """
-    path, table = Path(path), _table(base).weight
+    path, table = as_path(path), _table(base).weight
     with open_safetensors(path) as file:
         found = {key: file.get_tensor(key) for key in file.keys()}
+    if found.keys() == {"clip_l", "clip_g"}:
+        raise StylenbError(f"{path.name} is an embedding for Stable Diffusion XL: choose another.")
     token, embedding = next(iter(found.items()), ("", torch.empty(0)))
+    token = path.stem if token == "emb_params" else token  # what A1111 and kohya call every one
     if len(found) != 1 or embedding.numel() != embedding.shape[-1:].numel():
         raise StylenbError(
             f"{path.name} is not the embedding of one token ({len(found)} tensors, the first "

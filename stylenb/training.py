@@ -17,6 +17,7 @@ from diffusers.training_utils import compute_snr
 
 from .base import Base, fingerprint
 from .errors import StylenbError
+from .folders import Pictures, open_pictures
 from .inference import batch_size_for, invert, redraw
 from .limits import Count, Guidance, Natural, NonNegative, Nonzero, Positive, Share, Timestep
 from .loop import (
@@ -93,15 +94,15 @@ class Settings(LoopSettings):
 
 def train_style(
     base: Base,
-    style_pictures: Sequence,
-    content_pictures: Sequence | None = None,
+    style_pictures: Pictures,
+    content_pictures: Pictures | None = None,
     name: str = "style",
     settings: Settings | None = None,
     **run,
 ) -> History:
     """Teach the base a style from a few pictures; the LoRA `name` is left active in `base.unet`.
 
-    style_pictures: PIL pictures of one size, 4 or more. The noise L2 is taken on them alone.
+    style_pictures: 4 or more, see `open_pictures`. The noise L2 is taken on them alone.
     content_pictures: pictures of anything, that LPIPS and the style loss teach the LoRA to redraw;
         None takes the style pictures for both.
     settings: None is Settings.for_base(base). run: folder, minutes, validation, ..., see loop.Run.
@@ -112,8 +113,8 @@ def train_style(
     needed. Raises StylenbError for fewer than 4 pictures, and see `train` and `loop.fit`.
     """
     settings, run = settings or Settings.for_base(base), Run(**run)
-    style = list(style_pictures)
-    content = list(style_pictures if content_pictures is None else content_pictures)
+    content = style_pictures if content_pictures is None else content_pictures
+    style, content = open_pictures(base, style_pictures, content)
     check_pictures("A style", style, 4, content_pictures=content)
     about = {"name": name, "base": base.name, "fingerprint": fingerprint(base)}
     about |= {"prompt": base.prompt, "style pictures": digest(style)}
@@ -264,8 +265,8 @@ def train(
 
 
 def check_pictures(what: str, pictures: Sequence, least: int, **others: Sequence) -> None:
-    """Raise StylenbError for too few pictures, for none of the others (by the name of their
-    argument), and unless all have one size."""
+    """Raise StylenbError for too few pictures, and for none of the others (by the name of their
+    argument)."""
     if len(pictures) < least:
         raise StylenbError(
             f"{what} needs at least {least} pictures, better 16; these are {len(pictures)}."
@@ -273,12 +274,6 @@ def check_pictures(what: str, pictures: Sequence, least: int, **others: Sequence
     for argument, given in others.items():
         if not given:
             raise StylenbError(f"{argument} is empty: give some, or leave it out.")
-    sizes = sorted({p.size for given in (pictures, *others.values()) for p in given})
-    if len(sizes) > 1:
-        raise StylenbError(
-            f"All pictures of a training must have one size, these have {sizes}: open them with "
-            "open_photo(..., size=base.image_size)."
-        )
 
 
 @torch.no_grad()

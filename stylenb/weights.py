@@ -1,5 +1,5 @@
 """Where the weights of a base lie, and how they are read: a folder in the layout of diffusers, that
-of Stable Diffusion v1.5 on this machine or on the hub, and TAESD.
+of Stable Diffusion v1.5 on this machine or on the hub, and TAESD. (A single file: single_file.py.)
 
 Only safetensors are read. Nothing but "sd15" and TAESD ever asks the network.
 """
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from .errors import StylenbError
+from .limits import as_path
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SD15_VARIABLE = "STYLENB_SD15"
@@ -52,7 +56,8 @@ def data_file(*parts: str) -> Path:
 
 
 def find_folder(name_or_path: str | os.PathLike, half: bool) -> Path:
-    """The folder of a base: "pocket", "sd15" (downloaded where it must be), or a folder's path.
+    """Where a base is: "pocket", "sd15" (downloaded where it must be), or the path of a folder or
+    of a single file.
 
     half: whether to download half precision. Raises StylenbError for what is none of these.
     """
@@ -61,28 +66,36 @@ def find_folder(name_or_path: str | os.PathLike, half: bool) -> Path:
     if name_or_path == "sd15":
         return _sd15_folder(half)
     try:
-        folder = Path(os.fsdecode(name_or_path)).expanduser()
+        folder = as_path(name_or_path)
     except TypeError as error:
         raise StylenbError(
-            f"A base is 'pocket', 'sd15' or the path of a folder, not {name_or_path!r}."
+            f"A base is 'pocket', 'sd15' or a path, not {name_or_path!r}."
         ) from error
-    if folder.is_file():
+    if not folder.exists():
         raise StylenbError(
-            f"'{folder}' is a single file: turn it into a folder once with diffusers' "
-            "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)."
+            f"There is no base '{folder}': choose 'pocket', 'sd15', the path of a folder in the "
+            "diffusers layout, or of a .safetensors file in that of the original code."
         )
-    if not folder.is_dir():
-        raise StylenbError(
-            f"There is no base '{folder}': choose 'pocket', 'sd15' or the path of a folder in "
-            "the diffusers layout."
-        )
-    return folder
+    return _snapshot(folder)
+
+
+def _snapshot(folder: Path) -> Path:
+    """The model itself in a folder of the hub's cache, models--OWNER--NAME; others as they are."""
+    if not (folder / "snapshots").is_dir() or (folder / "model_index.json").is_file():
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file() and (wanted := folder / "snapshots" / main.read_text().strip()).is_dir():
+        return wanted
+    found = sorted((folder / "snapshots").iterdir(), key=lambda one: one.stat().st_mtime)
+    if not found:
+        raise _incomplete(f"'{folder}' is a folder of the hub's cache without a snapshot")
+    return found[-1]
 
 
 def find_sd15() -> tuple[str, Path] | None:
     """Where a local Stable Diffusion v1.5 is, without asking the network: (origin, folder)."""
-    if os.environ.get(SD15_VARIABLE):
-        return f"the environment variable {SD15_VARIABLE}", Path(os.environ[SD15_VARIABLE])
+    if said := os.environ.get(SD15_VARIABLE, "").strip(" \"'"):  # quotes that %env leaves
+        return f"the environment variable {SD15_VARIABLE}", _snapshot(as_path(said))
     for depth in range(KAGGLE_DEPTH + 1):
         for index in sorted(KAGGLE_INPUT.glob("*/" * depth + "model_index.json")):
             safe = any(index.parent.glob("unet/*.safetensors"))
@@ -107,9 +120,10 @@ def _sd15_folder(half: bool) -> Path:
     if found is None:
         return _download_sd15(half)
     origin, folder = found
-    if not folder.is_dir():
+    if not folder.exists():
         raise StylenbError(
-            f"{folder}, from {origin}, is not a folder: name one that holds model_index.json."
+            f"{folder}, from {origin}, is not there: name a folder that holds model_index.json, or "
+            "a .safetensors file."
         )
     if (folder / "unet").is_dir() and _text_width(folder) != SD15_TEXT_WIDTH:
         raise StylenbError(
@@ -120,20 +134,17 @@ def _sd15_folder(half: bool) -> Path:
 
 
 def _download_sd15(half: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
     suffix = ".fp16.safetensors" if half else ".safetensors"
     files = [f"{part}/{stem}{suffix}" for part, stem in WEIGHT_FILES.items()]
-    # huggingface_hub reads the variable once, when it is imported; it may have been set since
-    said = os.environ.get("HF_HUB_OFFLINE", "").upper()
-    offline = constants.HF_HUB_OFFLINE or said in ("1", "ON", "YES", "TRUE")
     try:
         folder = snapshot_download(
             SD15_HUB_ID,
             revision=SD15_REVISION,
             allow_patterns=["model_index.json", "*/*config.json", "tokenizer/*", *files],
             ignore_patterns=["safety_checker/*", "feature_extractor/*"],
-            local_files_only=offline,
+            local_files_only=offline(),
         )
     except Exception as error:  # no network, no disk, a proxy: the ways out are the same
         raise StylenbError(
@@ -144,13 +155,34 @@ def _download_sd15(half: bool) -> Path:
     return Path(folder)
 
 
+def offline() -> bool:
+    """Whether the hub is out of reach, seen at once: its own five retries take half a minute."""
+    from huggingface_hub import constants
+
+    # huggingface_hub reads the variable once, when it is imported; it may have been set since
+    said = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    if constants.HF_HUB_OFFLINE or said in ("1", "ON", "YES", "TRUE"):
+        return True
+    if getproxies().keys() & {"https", "all"}:
+        return False
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
 def load_taesd(device, dtype):
     """TAESD's decoder, latents as they are -> images in [-1, 1]; None where it cannot be had."""
     from diffusers import AutoencoderTiny
 
     try:
         tiny = AutoencoderTiny.from_pretrained(
-            os.environ.get(TAESD_VARIABLE, TAESD_HUB_ID), torch_dtype=dtype, use_safetensors=True
+            os.path.expanduser(os.environ.get(TAESD_VARIABLE, TAESD_HUB_ID)),
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=offline(),
         )
     except Exception as error:  # no network, no such folder: it only costs time
         warnings.warn(
@@ -174,11 +206,11 @@ def load_parts(folder: Path, device, dtype) -> dict:
             f"'{folder}' is not in the diffusers layout (it has no model_index.json): name the "
             "folder that StableDiffusionPipeline.save_pretrained wrote."
         )
+    _check_kind(folder)
     for part in (*WEIGHT_FILES, "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
             raise _incomplete(f"'{folder}' has no {part}")
     variants = {part: _weights_variant(folder, part, dtype.itemsize == 2) for part in WEIGHT_FILES}
-    _check_kind(folder)
 
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -229,10 +261,14 @@ def _no_progress_bars():
 def _weights_variant(folder: Path, part: str, half: bool) -> str | None:
     """None or "fp16": which safetensors of a part to read. Raises if there are none."""
     stem = WEIGHT_FILES[part]
-    found = [p.name for p in (folder / part).glob(f"{stem}*.safetensors")]
-    in_half = [".fp16" in name for name in found if "non_ema" not in name]
-    if in_half:
-        return "fp16" if all(in_half) or (half and any(in_half)) else None
+    found = [p for p in (folder / part).glob(f"{stem}*.safetensors") if "non_ema" not in p.name]
+    in_half = [".fp16" in path.name for path in found]
+    if found:
+        fp16 = all(in_half) or (half and any(in_half))
+        for path, is_half in zip(found, in_half, strict=True):
+            if is_half == fp16:
+                _refuse_stand_in(path)
+        return "fp16" if fp16 else None
     if any((folder / part).glob("*.bin")):
         raise StylenbError(
             f"'{folder / part}' holds only pickled weights (.bin), which can run any code when "
@@ -242,19 +278,73 @@ def _weights_variant(folder: Path, part: str, half: bool) -> str | None:
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse SDXL, SD 2 and inpainting models, which load but then draw noise."""
+    """Refuse, by their names, models of another kind, some of which load but then draw noise."""
     try:
+        name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        if (folder / "transformer").is_dir() and not (folder / "unet").is_dir():
+            raise _other_kind(folder, str(name).removesuffix("Pipeline"))
+        if not (folder / "unet").is_dir() or not (folder / "scheduler").is_dir():
+            return  # load_parts says so
         unet = _config(folder, "unet")
         schedule = _config(folder, "scheduler", "scheduler_config.json")
-        same = (
-            unet.get("in_channels", 4) == 4
-            and unet.get("addition_embed_type") is None
-            and schedule.get("prediction_type", "epsilon") == "epsilon"
-        )
-    except (OSError, ValueError, AttributeError) as error:
+        kinds = {
+            "Stable Diffusion XL": unet.get("addition_embed_type") is not None,
+            "an inpainting model": unet.get("in_channels", 4) != 4,
+            "Stable Diffusion 2": schedule.get("prediction_type", "epsilon") != "epsilon"
+            or unet.get("cross_attention_dim") == 1024,
+        }
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(error, StylenbError):
+            raise
         raise _incomplete(f"A config of '{folder}' cannot be read ({error})") from error
-    if not same:
+    for kind, found in kinds.items():
+        if found:
+            raise _other_kind(folder, kind)
+
+
+def _other_kind(folder: Path, kind: str) -> StylenbError:
+    return StylenbError(
+        f"'{folder}' is another kind of model ({kind}): this course works with those of the SD v1 "
+        "kind, which predict the noise of 4-channel latents."
+    )
+
+
+def open_safetensors(path: Path):
+    """safetensors' reader of a file, for a with statement. Raises StylenbError for another
+    kind of file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        if path.is_file():
+            _refuse_stand_in(path)
         raise StylenbError(
-            f"'{folder}' is another kind of model (SDXL, SD 2 or inpainting): this course works "
-            "with those of the SD v1 kind, which predict the noise of 4-channel latents."
+            f"{path.name} cannot be read as safetensors ({error}): download or train it again."
+        ) from error
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Raise StylenbError, with its true name, for what is often found under the name of weights."""
+    with path.open("rb") as file:
+        first = file.read(40).lstrip().lower()
+    found = None
+    if not first:
+        found = "is empty (0 bytes): download or train it again"
+    elif first.startswith(b"version https://git-lfs"):
+        found = (
+            "is a pointer of git LFS, not the file itself: run `git lfs pull` where it was cloned, "
+            "or download it from its page"
         )
+    elif first.startswith((b"<!doctype", b"<html", b"<?xml")):
+        found = (
+            "is a web page (HTML), such as one that asks to log in, saved under this name: "
+            "download the file itself"
+        )
+    elif first[:2] == b"pk" or (first[:1] == b"\x80" and first[1:2] <= b"\x05"):
+        found = (
+            "is not safetensors, as its name says, but a pickled file, which could run code when "
+            "it is opened: find or save it as safetensors"
+        )
+    if found:
+        raise StylenbError(f"{path.name} {found}.")

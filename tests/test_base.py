@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import socket
 import time
 
 import pytest
@@ -256,6 +257,16 @@ def test_the_hub_is_asked_for_pinned_safetensors_without_the_safety_checker(
     assert "safety_checker/*" in asked["ignore_patterns"]
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as hub:  # the hub within reach, and then gone
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        weights.find_folder("sd15", half=False)
+        assert asked["local_files_only"] is False
+    weights.find_folder("sd15", half=False)
+    assert asked["local_files_only"] is True
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")  # it alone knows who can be reached
     weights.find_folder("sd15", half=False)
     assert asked["local_files_only"] is False
     assert "unet/diffusion_pytorch_model.safetensors" in asked["allow_patterns"]
@@ -272,7 +283,7 @@ def test_fp16_files_are_read_where_they_are_the_only_ones_or_half_is_wanted(tiny
     assert loaded.dtype == loaded.unet.dtype == torch.float32
     (folder / UNET_WEIGHTS).write_bytes(b"")
     assert load(folder, device="cpu", dtype=torch.bfloat16).unet.dtype == torch.bfloat16
-    with pytest.raises(StylenbError, match="cannot be loaded"):
+    with pytest.raises(StylenbError, match="is empty"):
         load(folder, device="cpu")
 
 
@@ -296,12 +307,22 @@ def cut(folder):
     (folder / VAE_WEIGHTS).write_bytes((folder / VAE_WEIGHTS).read_bytes()[:1000])
 
 
+def to_transformer(folder):
+    (folder / "unet").rename(folder / "transformer")
+    edit(folder / "model_index.json", _class_name="StableDiffusion3Pipeline")
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3438167540\n"
 SPOILT = {
     **{
         f"no {part}": (without(part), f"has no {part}")
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     },
     "no index": (without("model_index.json"), "diffusers layout"),
+    "git LFS": (lambda folder: (folder / UNET_WEIGHTS).write_text(LFS), "pointer of git LFS"),
+    "HTML": (lambda folder: (folder / VAE_WEIGHTS).write_text("<!DOCTYPE html>"), "a web page"),
+    "SD 3": (to_transformer, "another kind of model (StableDiffusion3)"),
+    "OpenCLIP": (edited(UNET, cross_attention_dim=1024), "(Stable Diffusion 2)"),
     "no schedule": (without(SCHEDULE), "config"),
     "no config": (without(UNET), "config"),
     "no weights": (without(VAE_WEIGHTS), "has no diffusion"),
@@ -309,9 +330,9 @@ SPOILT = {
     "cut off": (cut, "cannot be loaded"),
     "other shape": (edited(UNET, block_out_channels=[32, 64]), "cannot be loaded"),
     "broken config": (lambda folder: (folder / UNET).write_text("{"), "cannot be read"),
-    "SD 2": (edited(SCHEDULE, prediction_type="v_prediction"), "another kind"),
-    "SDXL": (edited(UNET, addition_embed_type="text_time"), "another kind"),
-    "inpainting": (edited(UNET, in_channels=9), "another kind"),
+    "SD 2": (edited(SCHEDULE, prediction_type="v_prediction"), "(Stable Diffusion 2)"),
+    "SDXL": (edited(UNET, addition_embed_type="text_time"), "(Stable Diffusion XL)"),
+    "inpainting": (edited(UNET, in_channels=9), "(an inpainting model)"),
 }
 
 
@@ -332,7 +353,7 @@ def test_a_name_that_is_no_base_or_no_device(tmp_path, tiny_folder, monkeypatch)
         ("pocet", "cpu", "choose 'pocket', 'sd15'"),
         ("a/b", "cpu", "choose"),
         (7, "cpu", "not 7"),
-        (tiny_folder / "model_index.json", "cpu", "from_single_file"),
+        (tiny_folder / "model_index.json", "cpu", "not a .safetensors file: a base is a folder"),
         (tiny_folder, "cuda:99", "'cuda:99' does not work"),
         (tiny_folder, "gpu", "'cpu', 'cuda' or 'mps'"),
     ):

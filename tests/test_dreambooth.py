@@ -661,11 +661,10 @@ def with_trained_encoder(base):
     return base
 
 
-few, small = stripes(2), [p.resize((32, 32)) for p in PRIOR]
+few = stripes(2)
 BAD = {
     "few pictures": (lambda b: train_dreambooth(b, few, SETTINGS), "needs at least 3 pictures"),
     "no prior": (lambda b: train(b, prior=[]), "prior_pictures is empty"),
-    "sizes": (lambda b: train(b, prior=small), "must have one size"),
     "part": (lambda b: replace(SETTINGS, train="vae"), "train is one of 'unet', 'attention', "),
     "lora and text": (lambda b: replace(SETTINGS, train="lora", text_encoder=True), "leave text"),
     "prior count": (

@@ -245,15 +245,13 @@ def put(key, *shape, value=1.0):
 
 
 SPOILT = {
-    "no down": (drop("lora_down"), "has B of rank 4 and alpha of the shape (), expected are A"),
-    "no up": (drop("lora_up"), "has A of rank 4 and alpha of the shape (), expected are A and B"),
-    "only alpha": (drop(".lora_"), "to_q has alpha of the shape (), expected"),
-    "two alphas": (put(f"{ONE}.alpha", 2), "alpha of the shape (2,)"),
-    "another base": (put(f"{ONE}.lora_down.weight", 4, 32), "has the shape (4, 32), expected is"),
-    "two ranks": (put(f"{ONE}.lora_up.weight", 16, 2), "A of rank 4 and B of rank 2"),
+    "no down": (drop("lora_down"), "not a whole LoRA", "B is (16, 4)", "expected are A and B"),
+    "no up": (drop("lora_up"), "not a whole LoRA", "A is (4, 16)", "expected are A and B"),
+    "only alpha": (drop(".lora_"), "not a whole LoRA (alpha is ()", "expected"),
+    "two alphas": (put(f"{ONE}.alpha", 2), "alpha is (2,)"),
+    "another base": (put(f"{ONE}.lora_down.weight", 4, 32), "A is (4, 32)", "W is (16, 16)"),
+    "two ranks": (put(f"{ONE}.lora_up.weight", 16, 2), "A is (4, 16)", "B is (16, 2)"),
     "an unknown layer": (put("lora_unet_top.lora_up.weight", 16, 2), "1 of its 97 keys"),
-    "DoRA": (put(f"{ONE}.dora_scale", 16, 1), "1 of its 97 keys", "dora_scale"),
-    "LoCon": (put(f"{ONE}.lora_mid.weight", 4, 4), "lora_mid", "made for another model"),
     "both layouts": (
         put("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight", 4, 16),
         "1 of its 97 keys",
@@ -264,7 +262,6 @@ SPOILT = {
         "lora_te2_text",
         "v1.5",
     ),
-    "a text encoder": (put("lora_te_text_model_x.alpha", 1), "changes the text encoder too"),
     "alpha 0": (
         lambda state: {k: v * (not k.endswith("alpha")) for k, v in state.items()},
         "changes nothing",

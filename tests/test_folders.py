@@ -6,9 +6,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from stylenb import StylenbError, open_photo, read_folder, sample_photo, stylize, stylize_folder
+from stylenb import (
+    Settings,
+    StylenbError,
+    load,
+    open_photo,
+    read_folder,
+    remove_lora,
+    sample_photo,
+    stylize,
+    stylize_folder,
+    train_style,
+)
+from stylenb.folders import open_pictures
 
 
 def encoded(picture, kind, **options) -> bytes:
@@ -445,3 +458,55 @@ def test_a_folder_takes_no_unknown_option(base, photos, tmp_path):
         run(photos, tmp_path / "out", None, base, colour="red")
     with pytest.raises(StylenbError, match="seed is a whole number"):
         run(photos, tmp_path / "out", None, base, seed=[1, 2])
+
+
+def test_a_training_takes_whatever_holds_pictures(tiny_folder, tmp_path, gradient):
+    """A folder, what was read from it, paths, arrays, pictures: all come to the same."""
+    base, folder = load(tiny_folder, device="cpu"), tmp_path / "style"
+    folder.mkdir()
+    for i in range(4):
+        gradient.rotate(40 * i).resize((100 + i, 80)).save(folder / f"{i}.png")
+    paths = sorted(folder.iterdir())
+    expected = [open_photo(path, 64) for path in paths]
+    ways = {
+        "text": str(folder),
+        "path": folder,
+        "read": read_folder(folder, 64, minimum=1),
+        "paths": paths,
+        "texts": iter(map(str, paths)),
+        "arrays": [np.asarray(open_photo(path)) for path in paths],
+        "mixed sizes": tuple(open_photo(path) for path in paths),
+        "transparent": [one.convert("RGBA") for one in expected],
+    }
+    for way, given in ways.items():
+        assert open_pictures(base, given) == [expected], way
+    large = [one.resize((128, 128)) for one in expected]
+    assert open_pictures(base, large, large[:1]) == [large, large[:1]]  # a size that suits is kept
+    halves = open_pictures(base, large, expected)
+    assert {one.size for several in halves for one in several} == {(64, 64)}
+    odd = [one.resize((100, 100)) for one in expected]
+    assert [one.size for one in open_pictures(base, odd)[0]] == [(64, 64)] * 4
+    settings = Settings(steps=1, batch_size=1, lpips_weight=0, style_weight=0, rank=1)
+    found = []
+    for given in (folder, expected):
+        assert train_style(base, given, settings=settings, progress=False).finished
+        weights = base.unet.state_dict()
+        found.append({k: v.clone() for k, v in weights.items() if ".lora_" in k})
+        remove_lora(base, "style")
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_a_photo_that_was_replaced_is_drawn_again(tmp_path, tiny, gradient):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in "ab":
+        gradient.save(photos / f"{name}.png")
+    how = {"base": tiny, "num_inference_steps": 1, "progress": False}
+    assert stylize_folder(photos, output, **how).drawn == ["a.png", "b.png"]
+    assert stylize_folder(photos, output, **how).there == ["a.png", "b.png"]
+    before = (output / "a.png").read_bytes()
+    gradient.rotate(180).save(photos / "a.png")
+    again = stylize_folder(photos, output, **how)
+    assert (again.drawn, again.there) == (["a.png"], ["b.png"])
+    assert (output / "a.png").read_bytes() != before

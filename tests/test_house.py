@@ -32,8 +32,10 @@ USES = {a: {b for b in TEXTS if f"stylenb.{b}" in IMPORTS[a]} - {a} for a in TEX
 
 def test_a_learner_reads_it_in_an_evening():
     assert sum(LINES[module] for module in READING_LIST) <= 2_100
-    assert sum(LINES[module] for module in MAIN) <= 5_100  # the aim is 4,300
-    assert sum(LINES.values()) <= 9_200  # and 8,300
+    assert (
+        sum(LINES[module] for module in MAIN) <= 5_750
+    )  # of which 600 are for files of other programs
+    assert sum(LINES.values()) <= 9_850
     long = [module for module in MAIN if LINES[module] > 400]
     assert not [one for one in long if " lines" not in (ast.get_docstring(TREES[one]) or "")]
 

@@ -699,9 +699,13 @@ def test_the_weight_of_a_style_must_be_a_number(base, photo, lora_files):
         stylize(photo, {lora_files["a"]: "much"}, num_inference_steps=2, base=base)
 
 
-def test_two_styles_of_one_name_are_refused(base, photo, lora_files, tmp_path):
+def test_two_files_of_one_name_are_two_styles_and_one_file_is_one(
+    base, photo, lora_files, tmp_path
+):
     other = tmp_path / "a.safetensors"
     other.write_bytes(lora_files["b"].read_bytes())
-    for second in (other, os.path.relpath(lora_files["a"])):
-        with pytest.raises(StylenbError, match="Two of the styles have one name .* rename"):
-            stylize(photo, {lora_files["a"]: 0.5, second: 0.5}, num_inference_steps=2, base=base)
+    how = {"num_inference_steps": 2, "base": base}
+    mixed = stylize(photo, {lora_files["a"]: 0.5, lora_files["b"]: 0.5}, **how)
+    assert stylize(photo, {lora_files["a"]: 0.5, other: 0.5}, **how) == mixed
+    with pytest.raises(StylenbError, match="Two styles are one file .a.: give each once"):
+        stylize(photo, {lora_files["a"]: 0.5, os.path.relpath(lora_files["a"]): 0.5}, **how)

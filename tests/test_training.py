@@ -515,11 +515,12 @@ def call(**given):
     return lambda base: train(base, **given)
 
 
-small = [picture.resize((32, 32)) for picture in stripes()]
 BAD = {
     "few pictures": (call(pictures=stripes(3)), "at least 4 pictures"),
     "no content": (call(content=[]), "content_pictures is empty"),
-    "sizes": (call(content=small), r"must have one size, these have \[\(32, 32\), \(64, 64\)\]"),
+    "no pictures": (call(pictures=7), "a folder's path or a list of pictures, not int"),
+    "one picture": (call(pictures=stripes()[0]), "a folder's path or a list of pictures, not"),
+    "a tensor": (call(pictures=[torch.zeros(3, 64, 64)] * 4), "A photo is a path"),
     "file": (call(folder=__file__), "cannot be a folder .* choose another"),
     "rank": (check(rank=0), "rank is a whole number from 1 up, not 0"),
     "layers": (
