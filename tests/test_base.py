@@ -507,3 +507,19 @@ def test_decode_quickly(tiny, tmp_path, monkeypatch):
     assert torch.equal(images, taesd.decode(latents).sample)
     images.mean().backward()
     assert latents.grad.abs().sum() > 0
+
+
+def test_a_precision_by_its_name(tiny_folder):
+    for name, dtype in (("float16", torch.float16), ("fp16", torch.float16)):
+        assert load(tiny_folder, device="cpu", dtype=name).dtype == dtype
+    assert device.as_dtype("bf16") == device.as_dtype("torch.bfloat16") == torch.bfloat16
+    assert load(tiny_folder, device="cpu", dtype="auto").dtype == torch.float32
+    for bad in ("int8", 16, torch.int64):
+        with pytest.raises(StylenbError, match="dtype is 'float32', 'float16', 'bfloat16' or 'au"):
+            load(tiny_folder, device="cpu", dtype=bad)
+
+
+def test_a_unet_that_does_not_tell_its_size_is_of_512_pixels(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    edit(folder / UNET, sample_size=None)
+    assert load(folder, device="cpu").image_size == 64 * 8

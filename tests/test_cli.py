@@ -136,6 +136,19 @@ def test_a_failed_write_keeps_the_older_picture(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_photo_itself_is_never_written_over(
+    photo, tmp_path, stylize_calls, capsys, monkeypatch
+):
+    before, link = photo.read_bytes(), tmp_path / "link.jpg"
+    link.symlink_to(photo)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for output in (photo, tmp_path / "." / photo.name, link, f"~/{photo.name}"):
+        assert main(arguments(photo, output)) == 2
+        assert "is the photo itself: give --output another name" in capsys.readouterr().err
+        assert photo.read_bytes() == before and link.is_symlink()
+    assert not stylize_calls
+
+
 BAD_VALUES = [
     *("--strength 0", "--strength 1.01", "--strength nan", "--strength high"),
     *("--scale 5", "--scale -3", "--scale inf", "--steps 0", "--steps 1001", "--steps 1.5"),

@@ -124,6 +124,16 @@ def test_pip_without_network_is_one_sentence(installed, pip):
         doctor.install_missing()
 
 
+def test_a_python_that_pip_may_not_change_or_does_not_have_is_named(installed, pip):
+    installed(lpips=None)
+    pip.update(returncode=1, stderr="error: externally-managed-environment\n\n This environment is")
+    with pytest.raises(StylenbError, match="belongs to the system.*python3 -m venv venv"):
+        doctor.install_missing()
+    pip.update(returncode=1, stderr=f"{sys.executable}: No module named pip\n")
+    with pytest.raises(StylenbError, match="has no pip: run `uv pip install -r"):
+        doctor.install_missing()
+
+
 def test_requirements_hold_no_pin_and_no_folder():
     lines = [line for _, line, _ in doctor._requirements()]
     assert {"torch", "torchvision"} <= set(lines)  # with no version at all

@@ -2,12 +2,13 @@
 
 import io
 import struct
+import zlib
 from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from stylenb import SAMPLE_PHOTOS, StylenbError, open_photo, sample_photo, to_pictures, to_tensor
 
@@ -281,3 +282,46 @@ def test_without_scikit_image_the_sample_photos_say_what_to_do(monkeypatch):
     monkeypatch.setattr("stylenb.photos.find_spec", lambda name: None)
     with pytest.raises(StylenbError, match="requirements.txt"):
         sample_photo("astronaut")
+
+
+# --- PNG files as programs write them ---
+
+
+def with_chunk(kind, data):
+    """A small PNG with one chunk more after its header."""
+    plain = encoded(Image.linear_gradient("L").convert("RGB"), "PNG")
+    checked = kind + data
+    length, check = struct.pack(">I", len(data)), struct.pack(">I", crc32(checked))
+    return plain[:33] + length + checked + check + plain[33:]
+
+
+def test_large_texts_and_profiles_are_no_damage(monkeypatch):
+    plain, text = open_photo(Image.linear_gradient("L").convert("RGB")), b"x" * 3_000_000
+    for kind, data in (
+        (b"tEXt", b"workflow\0" + text),
+        (b"zTXt", b"workflow\0\0" + zlib.compress(text)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text)),
+        (b"iCCP", b"icc\0\0" + zlib.compress(text)),
+    ):
+        assert open_photo(with_chunk(kind, data)) == plain
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    assert limits[0] < len(text)  # of others who open files here nothing is changed
+    monkeypatch.setattr("stylenb.picture_formats.MAX_TEXT", 2_000_000)
+    with pytest.raises(StylenbError, match="full of text .* save it again without its texts"):
+        open_photo(with_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(text)))
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_the_clear_colour_of_16_bits():
+    """tRNS names one grey value, or one colour, that stands for nothing."""
+    ramp = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    plain = encoded(Image.fromarray(ramp), "PNG")
+    data = b"tRNS" + struct.pack(">H", int(ramp[10, 10]))
+    chunk = struct.pack(">I", 2) + data + struct.pack(">I", crc32(data))
+    got = np.asarray(open_photo(plain[:33] + chunk + plain[33:]))
+    expected = np.asarray(open_photo(plain)).copy()
+    expected[10, 10] = 255
+    assert np.array_equal(got, expected)
+    picture = Image.new("RGB", (32, 32), (10, 20, 30))
+    picture.info["transparency"] = (10 << 8, 20 << 8, 30 << 8)
+    assert np.asarray(open_photo(picture)).min() == 255

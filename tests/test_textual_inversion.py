@@ -88,6 +88,16 @@ def test_embeddings_are_loaded_and_removed_one_by_one(tiny, base, tmp_path):
     assert torch.equal(embeddings(own)["<style>"], embeddings(base)["<style>"])
 
 
+def test_a_file_that_does_not_name_its_token_gives_it_its_own_name(base, tmp_path):
+    vector = torch.randn(1, 768, generator=torch.Generator().manual_seed(1))
+    save_file({"emb_params": vector}, tmp_path / "mystyle.safetensors")
+    assert load_embedding(base, tmp_path / "mystyle.safetensors") == "mystyle"
+    assert torch.equal(embeddings(base)["mystyle"], vector[0])
+    save_file({"clip_l": vector, "clip_g": torch.ones(1, 1280)}, tmp_path / "xl.safetensors")
+    with pytest.raises(StylenbError, match="an embedding for Stable Diffusion XL"):
+        load_embedding(base, tmp_path / "xl.safetensors")
+
+
 def test_an_embedding_that_does_not_fit_is_refused(base, tmp_path):
     cases = {
         "narrow": ({"<a>": torch.zeros(32)}, "an embedding of 32 numbers, expected are 768"),
