@@ -48,7 +48,6 @@ from stylenb.errors import StylenbError, replacing
 from stylenb.folders import stylize_folder
 from stylenb.inference import redraw, stylize
 from stylenb.lora import add_lora, remove_lora
-from stylenb.lora_files import available_styles
 from stylenb.losses import noise_loss
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_tensor
 from stylenb.pocket.scenes import draw_scene
@@ -68,7 +67,7 @@ from stylenb.scores import (
     with_error,
 )
 from stylenb.training import Settings, train_style
-from stylenb.weights import DATA, SD15_SIZES
+from stylenb.weights import DATA, SD15_SIZES, available_styles
 
 SCENES = 32
 DISTANCES = {

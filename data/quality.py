@@ -22,13 +22,12 @@ from data.bench import fill_in, renderings, table, unseen_scenes
 from stylenb.base import Base, load
 from stylenb.errors import replacing
 from stylenb.inference import stylize
-from stylenb.lora_files import available_styles
 from stylenb.photos import SAMPLE_PHOTOS, open_photo, sample_photo, to_pictures, to_tensor
 from stylenb.pocket.scenes import draw_scene
 from stylenb.pocket.styles import KNOWN, PHRASES, STYLES, apply_style
 from stylenb.pocket.training_mix import SIZE, TEST_SEEDS
 from stylenb.scores import judge, psnr
-from stylenb.weights import DATA
+from stylenb.weights import DATA, available_styles
 
 AIMS = {SIZE: ("30 dB", "22 dB"), 2 * SIZE: ("30.5 dB", "24.5 dB")}  # photo-like, unseen photos
 GUIDANCE = 3.0

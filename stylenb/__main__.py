@@ -144,7 +144,7 @@ def _check_output(text: str) -> Path:
 
 
 def _styles(options: argparse.Namespace) -> None:
-    from .lora_files import available_styles
+    from .weights import available_styles
 
     styles = available_styles()
     if not styles:

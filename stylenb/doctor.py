@@ -56,8 +56,8 @@ def install_missing() -> list[str]:
         done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
     if "externally-managed-environment" in done.stderr:
         raise StylenbError(
-            "This Python belongs to the system, and pip may not change it (PEP 668): make a virtual "
-            "environment (python3 -m venv venv), and run the notebook with the Python in it."
+            "This Python belongs to the system, and pip may not change it (PEP 668): make a "
+            "virtual environment (python3 -m venv venv), and use the Python in it."
         )
     if done.returncode and "No module named pip" in done.stderr:
         raise StylenbError(

@@ -36,15 +36,10 @@ from .lora import (
     usable_name,
 )
 from .lora_formats import as_lora, read_keys, split_key, text_names
-from .weights import DATA, SD15_TEXT_WIDTH, open_safetensors
+from .weights import SD15_TEXT_WIDTH, available_styles, open_safetensors
 
 _CONFIG = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
 _READERS = {"dreambooth": "load_dreambooth", "textual inversion": "load_embedding"}
-
-
-def available_styles() -> dict[str, Path]:
-    """The shipped styles: name -> file in data/loras."""
-    return {path.stem: path for path in sorted((DATA / "loras").glob("*.safetensors"))}
 
 
 def find_lora(style: str | Path) -> Path:

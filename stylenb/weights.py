@@ -55,6 +55,11 @@ def data_file(*parts: str) -> Path:
     return path
 
 
+def available_styles() -> dict[str, Path]:
+    """The shipped styles: name -> file in data/loras."""
+    return {path.stem: path for path in sorted((DATA / "loras").glob("*.safetensors"))}
+
+
 def find_folder(name_or_path: str | os.PathLike, half: bool) -> Path:
     """Where a base is: "pocket", "sd15" (downloaded where it must be), or the path of a folder or
     of a single file.

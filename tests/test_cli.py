@@ -356,3 +356,15 @@ def test_an_unknown_style_names_the_choices(photo, tmp_path, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "nope" in error and next(iter(stylenb.available_styles())) in error
+
+
+@pytest.mark.parametrize("command", ["styles", "--help", "stylize --help", "stylize --colour red"])
+def test_what_needs_no_model_loads_no_torch(command):
+    """Which takes ten seconds on two cores."""
+    code = (
+        "import sys\nfrom stylenb.__main__ import main\n"
+        f"try:\n    main({command.split()!r})\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

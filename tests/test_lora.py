@@ -24,7 +24,7 @@ from stylenb.lora import (
     switched,
     unmerge_lora,
 )
-from stylenb.lora_files import about_lora, available_styles, load_lora, save_lora
+from stylenb.lora_files import about_lora, load_lora, save_lora
 
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -807,12 +807,12 @@ def test_a_bad_call_is_one_sentence(base):
 
 
 def test_an_unknown_style_names_the_choices(base, tmp_path, monkeypatch, saved):
-    monkeypatch.setattr("stylenb.lora_files.DATA", tmp_path)
-    assert available_styles() == {}
+    monkeypatch.setattr("stylenb.weights.DATA", tmp_path)
+    assert stylenb.available_styles() == {}
     (tmp_path / "loras").mkdir()
     for name in ("ink", "neon"):
         (tmp_path / "loras" / f"{name}.safetensors").write_bytes(saved[0].read_bytes())
-    assert list(available_styles()) == ["ink", "neon"]
+    assert list(stylenb.available_styles()) == ["ink", "neon"]
     with pytest.raises(StylenbError, match="no style 'inc': choose ink, neon or give"):
         load_lora(base, "inc")
     assert load_lora(base, "neon") == "neon"
