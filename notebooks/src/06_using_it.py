@@ -1322,9 +1322,10 @@ print(
 # %% [markdown]
 # ## 11. When a file does not fit
 #
-# Files from elsewhere are often not what they seem. `load_lora` looks at names and shapes before it
-# touches the UNet, tries afterwards whether anything has changed, and says what is wrong in one
-# sentence. Some of the usual cases, made here:
+# `load_lora` reads what diffusers, peft, kohya's scripts and LyCORIS write for a model like the
+# base; their names for the layers differ, and it knows them all. But files from elsewhere are often
+# not what they seem. It looks at names and shapes before it touches the UNet, tries afterwards
+# whether anything has changed, and says what is wrong in one sentence. Some usual cases, made here:
 
 # %%
 shipped = find_lora(style).read_bytes()
@@ -1357,8 +1358,8 @@ for file in ("impressionism", *sorted(odd.iterdir())):
 # %% [markdown]
 # ## 12. Without a notebook
 #
-# Most of the above is on the command line too, for one photo or a folder (not `injection`,
-# `guidance_scale` or a scale for each group). In the course's folder:
+# Most of the above is on the command line too, for one photo or a folder (not `injection` or a
+# scale for each group). In the course's folder:
 #
 # ```
 # python -m stylenb styles
