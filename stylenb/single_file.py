@@ -75,7 +75,11 @@ def _check_keys(path: Path, keys: list[str]) -> None:
             raise StylenbError(
                 f"{path.name} is {name}: this course works with models of the SD v1 kind."
             )
-    needed = {"UNet": _FIRST[:22], "autoencoder": "first_stage_model.", "text encoder": _TEXT}
+    needed = {
+        "UNet": "model.diffusion_model.",
+        "autoencoder": "first_stage_model.",
+        "text encoder": _TEXT,
+    }
     missing = [name for name, start in needed.items() if not any(k.startswith(start) for k in keys)]
     if any(split_key(key) for key in keys):
         raise StylenbError(
